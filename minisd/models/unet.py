@@ -1,0 +1,254 @@
+"""The UNet of Stable Diffusion 1, 2, XL and the XL refiner: predicts eps or v from a noisy latent, a timestep and text.
+
+Papers: Ho et al. 2020 (arXiv:2006.11239), Rombach et al. 2022 (arXiv:2112.10752), Podell et al. 2023 (arXiv:2307.01952).
+Reference: openaimodel.UNetModel of CompVis/stable-diffusion and Stability-AI/generative-models; parameter names are theirs.
+Left out on purpose: dropout, class labels other than SDXL's vector `y`, resblock up/down sampling, scale-shift norm, which
+no released checkpoint of these families uses.
+
+    x ── input_blocks ──┬─ middle_block ─── output_blocks ── out ── eps or v
+                        └── skips, concatenated ──┘
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd.config import UNetConfig
+from minisd.kernels import attention
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of Vaswani et al. 2017, cosines first as in ldm: [b] -> float32 [b, dim]. Fractional timesteps are fine."""
+    half = dim // 2
+    exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    # float32 as in training, whatever the network computes in: bf16 cannot tell timestep 999 from 998
+    angle = timesteps.float()[:, None] * exponent.exp()[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=eps)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + emb)))."""
+
+    def __init__(self, in_channels: int, emb_dim: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            group_norm(in_channels, eps=1e-5), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Identity(),  # 2: dropout in training, keeps out_layers.3
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: b c h w; emb: b e or 1 e. Returns b c' h w."""
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to themselves, or to the text when `context` is given."""
+
+    implementation = "sdpa"
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: b n c; context: b m d. Returns b n c."""
+        context = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        return self.to_out(attention(q, k, v, self.num_heads, implementation=self.implementation))
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate) (Shazeer 2020, arXiv:2002.05202); the rows of proj are [value; gate]."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, mult: int = 4) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            GEGLU(dim, dim * mult),
+            nn.Identity(),  # 1: dropout in training
+            nn.Linear(dim * mult, dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each behind a LayerNorm and added."""
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, dim, num_heads)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of a feature map. proj_in and proj_out act per pixel: 1x1 convolutions in SD1 files,
+    linear layers in SD2 and SDXL files. Both are computed as linear layers over tokens; only the stored shape differs."""
+
+    def __init__(self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, context_dim, num_heads) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: b c h w; context: b n d. Returns b c h w."""
+        height = x.shape[2]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """To `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x would be one too many."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def run_block(block: nn.Module, x: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+    """One entry of input_blocks, middle_block or output_blocks: each layer gets what it needs."""
+    assert isinstance(block, nn.Sequential)
+    for layer in block:
+        if isinstance(layer, ResBlock):
+            x = layer(x, emb)
+        elif isinstance(layer, SpatialTransformer):
+            x = layer(x, context)
+        elif isinstance(layer, Upsample):
+            x = layer(x, size)
+        else:
+            x = layer(x)
+    return x
+
+
+class UNet(nn.Module):
+    """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n, context_dim], y [b, y_dim].
+
+    `x` is already scaled (c_in x, variance about 1). One timestep [1] may serve a whole batch, and y then too.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, emb_dim = config.model_channels, config.model_channels * 4
+        self.time_embed = nn.Sequential(nn.Linear(c, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        if config.y_dim is not None:
+            vector = nn.Sequential(nn.Linear(config.y_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+            self.label_emb = nn.Sequential(vector)  # label_emb.0.0 in the files
+
+        def transformer(channels: int, depth: int) -> SpatialTransformer:
+            num_heads, _ = config.heads(channels)
+            return SpatialTransformer(channels, config.context_dim, num_heads, depth, config.linear_proj)
+
+        levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
+        self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(config.in_channels, c, 3, padding=1))])
+        skips, channels, depths = [c], c, iter(config.depth_in)
+        for level, (mult, num_res_blocks) in enumerate(levels):
+            for _ in range(num_res_blocks):
+                block: list[nn.Module] = [ResBlock(channels, emb_dim, c * mult)]
+                channels = c * mult
+                if depth := next(depths):
+                    block.append(transformer(channels, depth))
+                self.input_blocks.append(nn.Sequential(*block))
+                skips.append(channels)
+            if level < len(levels) - 1:
+                self.input_blocks.append(nn.Sequential(Downsample(channels)))
+                skips.append(channels)
+
+        middle: list[nn.Module] = [ResBlock(channels, emb_dim, channels)]
+        middle.append(transformer(channels, config.depth_mid) if config.depth_mid else nn.Identity())
+        middle.append(ResBlock(channels, emb_dim, channels))
+        self.middle_block = nn.Sequential(*middle)
+
+        self.output_blocks = nn.ModuleList()
+        depths = iter(config.depth_out)
+        for level, (mult, num_res_blocks) in reversed(list(enumerate(levels))):
+            for index in range(num_res_blocks + 1):
+                block = [ResBlock(channels + skips.pop(), emb_dim, c * mult)]
+                channels = c * mult
+                if depth := next(depths):
+                    block.append(transformer(channels, depth))
+                if level > 0 and index == num_res_blocks:
+                    block.append(Upsample(channels))  # sub-index 1 where the level has no attention, else 2
+                self.output_blocks.append(nn.Sequential(*block))
+
+        self.out = nn.Sequential(
+            group_norm(channels, eps=1e-5), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
+        if self.config.y_dim is not None:
+            assert y is not None, "this UNet needs the vector y (SDXL)"
+            emb = emb + self.label_emb(y)
+        skips: list[Tensor] = []
+        h = x
+        for block in self.input_blocks:
+            h = run_block(block, h, emb, context, size=(0, 0))
+            skips.append(h)
+        h = run_block(self.middle_block, h, emb, context, size=(0, 0))
+        for block in self.output_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            size = tuple(skips[-1].shape[-2:]) if skips else (0, 0)
+            h = run_block(block, h, emb, context, size)
+        return self.out(h)

@@ -1,0 +1,182 @@
+"""AutoencoderKL: pictures to latents and back (kl-f8 of Stable Diffusion 1, 2 and XL; one architecture, three sets of weights).
+
+Paper: Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G. Reference: ldm/modules/diffusionmodules/model.py of
+CompVis/stable-diffusion; parameter names are theirs. GroupNorm eps is 1e-6 everywhere. Latents here are the network's own
+`z`; what the UNet sees is `z * config.scale_factor`. Left out: the losses and the discriminator of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd.config import VAEConfig
+from minisd.kernels import attention
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all pixels; q, k, v and proj_out are stored as 1x1 convolutions."""
+
+    implementation = "sdpa"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = (F.linear(tokens, m.weight.flatten(1), m.bias) for m in (self.q, self.k, self.v))
+        out = attention(q, k, v, num_heads=1, implementation=self.implementation)
+        out = F.linear(out, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Mid(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and below only, as in training
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution: `down.i` or `up.i` of the files."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Encoder(nn.Module):
+    """Pixels b 3 H W -> moments b 2z h w."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.ch * m for m in (1, *config.ch_mult)]
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(a, b, config.num_res_blocks) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        for level, width in zip(self.down[:-1], widths[1:], strict=False):
+            level.downsample = Downsample(width)
+        self.mid = Mid(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latents b z h w -> pixels b 3 H W. `up` is indexed by resolution, finest first, and run from the coarsest."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.ch * m for m in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Mid(widths[-1])
+        incoming = [*widths[1:], widths[-1]]
+        self.up = nn.ModuleList(
+            Level(a, b, config.num_res_blocks + 1) for a, b in zip(incoming, widths, strict=True)
+        )
+        for level, width in zip(self.up[1:], widths[1:], strict=True):
+            level.upsample = Upsample(width)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The diagonal Gaussian q(z | x): mean and log variance, b z h w."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std * noise; the caller draws the noise, so that the seed stays the caller's."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+
+class AutoencoderKL(nn.Module):
+    """encode: pixels [-1, 1] b 3 H W -> Posterior over z, b 4 H/8 W/8. decode: z -> pixels, about [-1, 1], not clamped."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    def encode(self, x: Tensor) -> Posterior:
+        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        return Posterior(mean, torch.clamp(logvar, -30.0, 20.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
