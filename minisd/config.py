@@ -92,6 +92,7 @@ class TextConfig:
     mlp_dim: int = 3072
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     projection_dim: int | None = None  # OpenCLIP text_projection; SDXL pools through bigG's
+    final_layer_norm: bool = True  # False: the file lacks it (SDXL merges, where it is never applied)
 
 
 @dataclass(frozen=True)
