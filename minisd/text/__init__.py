@@ -1,0 +1,1 @@
+"""Prompts to tensors: the tokenizer, and what each family feeds its UNet."""
