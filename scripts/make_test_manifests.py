@@ -2,9 +2,10 @@
 
     python scripts/make_test_manifests.py MANIFESTS tests/data/manifests
 
-MANIFESTS holds `<name>.json` (original layout), `<name>.diffusers.json`, `mapping/<name>.map.json` and `adapters/`: names,
-shapes, dtypes and configs of published files, no weights. One `<name>.json.gz` is written per model, plus `adapters.json.gz`
-with the key lists of files that are not models. Output is the same bytes for the same input.
+MANIFESTS holds `<name>.json` (original layout), `<name>.diffusers.json`, `mapping/<name>.map.json` and
+`adapters/`: names, shapes, dtypes and configs of published files, no weights. One `<name>.json.gz` is written
+per model, plus `adapters.json.gz` with the key lists of files that are not models. Output is the same bytes
+for the same input.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import gzip
 import json
 from pathlib import Path
 
-MODELS = (
-    "sd15 sd15-inpainting sd15-ip2p sd21-base sd21-v sd2-inpainting sd2-depth sdxl-base sdxl-refiner sdxl-inpainting"
-).split()
+MODELS = "sd15 sd15-inpainting sd15-ip2p sd21-base sd21-v sd2-inpainting sd2-depth".split()
+MODELS += "sdxl-base sdxl-refiner sdxl-inpainting".split()
 ADAPTERS = (
     "controlnet.json.gz clip_vision_safety.json.gz upscalers.json.gz ip_adapter.json lycoris.json".split()
 )

@@ -1,4 +1,4 @@
-"""Every parameter of a network with its shape, from its config: what a state dict of ours must hold, nothing more or less."""
+"""Every parameter of a network with its shape, from its config: what a state dict of ours must hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def vae_shapes(config: VAEConfig) -> Shapes:
 
 
 def text_shapes(config: TextConfig) -> Shapes:
-    """Of `minisd.models.clip.TextEncoder(config)`: `text_model...`, and `text_projection.weight` when projection_dim is set."""
+    """Of `minisd.models.clip.TextEncoder(config)`: `text_model...`, `text_projection.weight` if
+    projection_dim."""
     return _shapes(hf_rules(config))
 
 

@@ -1,11 +1,13 @@
 """Parameter names of the networks in every published naming, built from the block structure of a config.
 
-Each function walks its config as the network's constructor does and gives one `Rule` per parameter: our name and shape, their
-name and the operation between them. Reading, writing and the table of expected shapes all come from these rules. Nothing looks
-into a name. Ours are the original (ldm, sgm) names for UNet, VAE and TAESD and Hugging Face's for text encoders.
+Each function walks its config as the network's constructor does and gives one `Rule` per parameter: our name
+and shape, their name and the operation between them. Reading, writing and the table of expected shapes all
+come from these rules. Nothing looks into a name. Ours are the original (ldm, sgm) names for UNet, VAE and
+TAESD and Hugging Face's for text encoders.
 
-Sources: key lists of CompVis/stable-diffusion, Stability-AI/generative-models, diffusers 0.42 (UNet2DConditionModel,
-AutoencoderKL, AutoencoderTiny), transformers (CLIPTextModelWithProjection), open_clip, madebyollin/taesd.
+Sources: key lists of CompVis/stable-diffusion, Stability-AI/generative-models, diffusers 0.42
+(UNet2DConditionModel, AutoencoderKL, AutoencoderTiny), transformers (CLIPTextModelWithProjection), open_clip,
+madebyollin/taesd.
 """
 
 from __future__ import annotations
@@ -130,16 +132,18 @@ def _transformer(ours: str, theirs: str, c: int, depth: int, config: UNetConfig)
 
 
 VAE_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+# diffusers before mid-2023
 VAE_ATTENTION_2022 = {
     "q": "query",
     "k": "key",
     "v": "value",
     "proj_out": "proj_attn",
-}  # diffusers before mid-2023
+}
 
 
 def vae_rules(config: VAEConfig, *, old_attention: bool = False) -> Rules:
-    """VAE: ours = ldm without `first_stage_model.`, theirs = diffusers' AutoencoderKL (`old_attention`: its names of 2022)."""
+    """VAE: ours = ldm without `first_stage_model.`, theirs = diffusers' AutoencoderKL (`old_attention`: of
+    2022)."""
     return tuple(_vae(config, VAE_ATTENTION_2022 if old_attention else VAE_ATTENTION))
 
 
@@ -168,7 +172,7 @@ def _vae(config: VAEConfig, attention: dict[str, str]) -> Iterator[Rule]:
         up, theirs = (
             f"decoder.up.{i}",
             f"decoder.up_blocks.{last - i}",
-        )  # theirs count in the order of running
+        )  # theirs: running order
         for j in range(config.num_res_blocks + 1):
             yield from _vae_block(f"{up}.block.{j}", f"{theirs}.resnets.{j}", width if j else incoming, width)
         if i > 0:
@@ -198,8 +202,8 @@ def _vae_middle(half: str, width: int, attention: dict[str, str]) -> Iterator[Ru
 def text_rules(config: TextConfig, *, projection: str = "text_projection") -> Rules:
     """Text encoder: ours = Hugging Face's CLIPTextModelWithProjection, theirs = open_clip's text tower.
 
-    `projection` is where the file keeps it: open_clip's own `text_projection` [d, p] is the transpose of ours; some files
-    hold `text_projection.weight` [p, d], which is ours already.
+    `projection` is where the file keeps it: open_clip's own `text_projection` [d, p] is the transpose of
+    ours; some files hold `text_projection.weight` [p, d], which is ours already.
     """
     return tuple(_text(config, projection))
 
@@ -228,7 +232,8 @@ def _text(config: TextConfig, projection: str) -> Iterator[Rule]:
 
 
 def hf_rules(config: TextConfig, *, root: str = "text_model.") -> Rules:
-    """Text encoder under Hugging Face's names; `root` is "" in files of transformers 5 and of NovelAI's descendants."""
+    """Text encoder under Hugging Face's names; `root` is "" in files of transformers 5 and of NovelAI's
+    descendants."""
     ours_root = "text_model."
     return tuple(
         Rule(r.ours, r.shape, root + r.ours[len(ours_root) :] if r.ours.startswith(ours_root) else r.ours)
@@ -237,8 +242,9 @@ def hf_rules(config: TextConfig, *, root: str = "text_model.") -> Rules:
 
 
 def taesd_rules(config: TAESDConfig, *, encoder: bool = True, decoder: bool = True) -> Rules:
-    """TAESD: ours = indices of the original Sequentials below `encoder.` and `decoder.`, theirs = diffusers' AutoencoderTiny,
-    whose decoder does not count the clamp at index 0. `encoder` and `decoder` say which halves a file holds."""
+    """TAESD: ours = indices of the original Sequentials below `encoder.` and `decoder.`, theirs = diffusers'
+    AutoencoderTiny, whose decoder does not count the clamp at index 0. `encoder` and `decoder` say which
+    halves a file holds."""
     halves = [half for half, wanted in (("encoder", encoder), ("decoder", decoder)) if wanted]
     return tuple(rule for half in halves for rule in _taesd(config, half))
 
@@ -261,10 +267,10 @@ def _taesd(config: TAESDConfig, half: str) -> Iterator[Rule]:
         if encoding and level > 0:
             yield from conv(*at(n), w, w, bias=False)  # stride 2
             n += 1
-        for n in range(n, n + blocks):
+        for _ in range(blocks):
             for k in (0, 2, 4):
                 yield from conv(f"{at(n)[0]}.conv.{k}", f"{at(n)[1]}.conv.{k}", w, w)
-        n += 1 if blocks else 0
+            n += 1
         if not encoding and level > 0:
             yield from conv(*at(n + 1), w, w, bias=False)  # after the upsampling at n
             n += 2

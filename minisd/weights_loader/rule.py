@@ -1,4 +1,4 @@
-"""How one parameter of ours is made from a tensor of another naming, and back: the one row type of every key map."""
+"""How one parameter of ours is made from a tensor of another naming, and back: the row of every key map."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ Op = Literal["same", "squeeze", "transpose", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One parameter. `op` makes ours from theirs read right to left: "squeeze" is a 1x1 convolution [o, i, 1, 1] here and a
-    matrix [o, i] there, "transpose" a matrix and its transpose, "rows" the rows from `start` of their stacked tensor."""
+    """One parameter. `op` makes ours from theirs read right to left: "squeeze" is a 1x1 convolution [o, i, 1,
+    1] here and a matrix [o, i] there, "transpose" a matrix and its transpose, "rows" the rows from `start` of
+    their stacked tensor."""
 
     ours: str
     shape: tuple[int, ...]
@@ -24,8 +25,8 @@ class Rule:
     start: int = 0
 
     def ours_from(self, theirs: Tensor) -> Tensor:
-        """Their whole tensor -> ours, contiguous and of `self.shape`. A 1x1 convolution and a matrix count as equal shapes:
-        tools write either for the same parameter."""
+        """Their whole tensor -> ours, contiguous and of `self.shape`. A 1x1 convolution and a matrix count as
+        equal shapes: tools write either for the same parameter."""
         if self.op == "transpose":
             return theirs.t().contiguous()
         if self.op == "rows":
@@ -61,7 +62,7 @@ def expected_theirs(rules: Iterable[Rule]) -> dict[str, tuple[int, ...]]:
 
 
 def theirs_from(rules: Iterable[Rule], ours: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The way back, one of their tensors at a time: (their name, tensor). `ours(name)` gives a parameter of ours."""
+    """The way back, one of their tensors at a time: (their name, tensor). `ours(name)` gives ours."""
     stacked: dict[str, list[Rule]] = {}
     for rule in rules:
         stacked.setdefault(rule.theirs, []).append(rule)

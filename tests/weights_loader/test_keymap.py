@@ -1,4 +1,4 @@
-"""Oracles: published key lists (tests/data/manifests), their tensor-by-tensor maps, and diffusers' own single-file converter."""
+"""Oracles: published key lists (tests/data/manifests), their maps, and diffusers' own converter."""
 
 from __future__ import annotations
 
