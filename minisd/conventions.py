@@ -1,0 +1,48 @@
+"""The forks: where implementations differ silently, so that one seed gives different pictures elsewhere.
+
+Each fork is a field that a Request may set alone; a named convention sets them together, so that a picture made by that
+program can be made here. The values actually used travel with the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Forks:
+    """One choice for every fork. The defaults are minisd's own."""
+
+    # first x: sigma * n (k-diffusion), or sqrt(1 + sigma^2) * n, the true variance of a noised unit-variance latent
+    initial_noise: Literal["sigma", "variance"] = "variance"
+    # which training timesteps the "normal" schedule visits (Lin et al. 2023, table 2), and the offset of "leading"
+    spacing: Literal["linspace", "leading", "trailing", "sgm"] = "trailing"
+    steps_offset: int = 0
+    # between trained levels: log sigma linear in t (k-diffusion), or sigma linear in t (diffusers)
+    interpolation: Literal["log", "linear"] = "log"
+    # a sigma between trained levels is given a fractional timestep, or the nearest trained one
+    quantised: bool = False
+    # DDIM ends at sigma 0, or at the first trained level (diffusers: set_alpha_to_one False)
+    ddim_end: Literal["zero", "first"] = "zero"
+    # random numbers: our portable Philox stream (A1111's "NV"), or torch's CPU generator
+    rng: Literal["philox", "torch"] = "philox"
+    # SDXL: an empty negative prompt becomes all zeros (as in training), or is encoded as text
+    empty_negative: Literal["zeros", "encode"] = "zeros"
+    # a prompt of more than 75 tokens is cut into contexts that the UNet sees side by side, or is cut off
+    long_prompt: Literal["chunks", "truncate"] = "chunks"
+
+
+CONVENTIONS: dict[str, Forks] = {
+    "minisd": Forks(),
+    "a1111": Forks(initial_noise="sigma", spacing="linspace", empty_negative="encode"),
+    "diffusers": Forks(
+        spacing="leading",
+        steps_offset=1,
+        interpolation="linear",
+        ddim_end="first",
+        rng="torch",
+        long_prompt="truncate",
+    ),
+    "sgm": Forks(spacing="sgm", quantised=True, rng="torch", long_prompt="truncate"),
+}

@@ -1,0 +1,209 @@
+"""Request: everything that determines a picture, and nothing else.
+
+The command line's flags, the JSON in a PNG and a line of a batch file are derived from these fields; there is one place to
+add a parameter. Wrong values are refused when the Request is made, by name, with what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+from minisd.config import ModelConfig
+from minisd.conventions import CONVENTIONS, Forks
+from minisd.errors import RequestError, quoted
+from minisd.samplers.names import SCHEDULES, find_sampler
+
+MAX_SIDE = 8192
+MAX_PIXELS = 4096 * 4096
+MAX_PROMPT_CHARACTERS = 100_000
+MAX_STEPS = 1000
+MAX_COUNT = 1000
+SEEDS = 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A picture to be. `None` means: as the model, the sampler or the convention says.
+
+    width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1; image i of `count` is the picture of seed + i alone.
+    cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1 is off. cfg_rescale: share of the
+    rescaling of Lin et al. 2023 (arXiv:2305.08891, section 3.4). eta: noise of stochastic samplers. clip_skip: hidden layer
+    counted from the last, 1 is the last. original_size, crop, target_size (height, width), aesthetic: SDXL's conditioning.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    count: int = 1
+    steps: int = 20
+    sampler: str = "dpmpp_2m"
+    schedule: str = "auto"
+    cfg_scale: float = 5.0
+    cfg_rescale: float = 0.0
+    eta: float | None = None
+    clip_skip: int | None = None
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    conventions: str = "minisd"
+    initial_noise: Literal["sigma", "variance"] | None = None
+    spacing: Literal["linspace", "leading", "trailing", "sgm"] | None = None
+    steps_offset: int | None = None
+    interpolation: Literal["log", "linear"] | None = None
+    quantised: bool | None = None
+    ddim_end: Literal["zero", "first"] | None = None
+    rng: Literal["philox", "torch"] | None = None
+    empty_negative: Literal["zeros", "encode"] | None = None
+    long_prompt: Literal["chunks", "truncate"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            text(self, name)
+        for name in ("width", "height"):
+            side(self, name)
+        if self.width and self.height and self.width * self.height > MAX_PIXELS:
+            raise RequestError(
+                f"{self.width} x {self.height} is more than {MAX_PIXELS:,} pixels; ask for a smaller picture", field="width"
+            )
+        whole(self, "seed", 0, SEEDS - 1, optional=True)
+        whole(self, "count", 1, MAX_COUNT)
+        whole(self, "steps", 1, MAX_STEPS)
+        whole(self, "clip_skip", 1, 64, optional=True)
+        whole(self, "steps_offset", 0, 1000, optional=True)
+        number(self, "cfg_scale", 0.0, 1000.0)
+        number(self, "cfg_rescale", 0.0, 1.0)
+        number(self, "eta", 0.0, 1.0, optional=True)
+        number(self, "aesthetic_score", 0.0, 10.0)
+        number(self, "negative_aesthetic_score", 0.0, 10.0)
+        for name in ("original_size", "crop", "target_size"):
+            pair(self, name)
+        try:
+            object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
+        except ValueError as error:
+            raise RequestError(f"sampler: {error}", field="sampler") from error
+        choice(self, "schedule", ("auto", *SCHEDULES))
+        choice(self, "conventions", tuple(CONVENTIONS))
+        for name, options in FORK_CHOICES.items():
+            choice(self, name, (None, *options))
+
+    @property
+    def forks(self) -> Forks:
+        """The convention's forks, with those that this request sets alone."""
+        own = {f.name: getattr(self, f.name) for f in fields(Forks) if getattr(self, f.name) is not None}
+        return replace(CONVENTIONS[self.conventions], **own)
+
+    def for_model(self, config: ModelConfig, seed: int) -> Request:
+        """This request with every `None` decided that the model or a drawn `seed` decides, checked against the model."""
+        width, height = self.width or config.size, self.height or config.size
+        for name, value in (("width", width), ("height", height)):
+            if value % config.vae.factor:
+                below = value // config.vae.factor * config.vae.factor
+                raise RequestError(
+                    f"{name} {value} is not a multiple of {config.vae.factor}; try {below or config.vae.factor}", field=name
+                )
+        if self.clip_skip is not None:
+            layers = min(t.config.layers for t in config.text) if config.text else 0
+            if self.clip_skip > layers:
+                raise RequestError(f"clip_skip {self.clip_skip} is outside 1..{layers} of this model", field="clip_skip")
+        return replace(
+            self,
+            width=width,
+            height=height,
+            seed=seed if self.seed is None else self.seed,
+            original_size=self.original_size or (height, width),
+            target_size=self.target_size or (height, width),
+        )
+
+    def seeds(self) -> list[int]:
+        """The seed of every image of the batch."""
+        assert self.seed is not None, "the seed is drawn by for_model"
+        return [(self.seed + i) % SEEDS for i in range(self.count)]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON, without the fields that are None."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, object]) -> Request:
+        """From plain data. Raises RequestError naming a field that does not exist, with the nearest that does."""
+        names = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise RequestError(f"a request has no field {quoted(key)}{hint}", field=str(key))
+        pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
+
+
+FORK_CHOICES: dict[str, tuple[object, ...]] = {
+    "initial_noise": ("sigma", "variance"),
+    "spacing": ("linspace", "leading", "trailing", "sgm"),
+    "interpolation": ("log", "linear"),
+    "quantised": (True, False),
+    "ddim_end": ("zero", "first"),
+    "rng": ("philox", "torch"),
+    "empty_negative": ("zeros", "encode"),
+    "long_prompt": ("chunks", "truncate"),
+}
+
+
+def text(request: Request, name: str) -> None:
+    value = getattr(request, name)
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be text, got {type(value).__name__}", field=name)
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"{name} has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read. Shorten it", field=name
+        )
+
+
+def whole(request: Request, name: str, low: int, high: int, *, optional: bool = False) -> None:
+    value = getattr(request, name)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be a whole number in {low}..{high}, got {quoted(repr(value))}", field=name)
+    if not low <= value <= high:
+        raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
+
+
+def number(request: Request, name: str, low: float, high: float, *, optional: bool = False) -> None:
+    value = getattr(request, name)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RequestError(f"{name} must be a finite number in {low}..{high}, got {quoted(repr(value))}", field=name)
+    if not low <= value <= high:
+        raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
+    object.__setattr__(request, name, float(value))
+
+
+def side(request: Request, name: str) -> None:
+    whole(request, name, 8, MAX_SIDE, optional=True)
+    value = getattr(request, name)
+    if value is not None and value % 8:
+        raise RequestError(f"{name} {value} is not a multiple of 8; try {round(value / 8) * 8}", field=name)
+
+
+def pair(request: Request, name: str) -> None:
+    value = getattr(request, name)
+    if value is None:
+        return
+    ok = isinstance(value, tuple) and len(value) == 2 and all(type(v) is int and 0 <= v <= 65536 for v in value)
+    if not ok:
+        raise RequestError(f"{name} must be two whole numbers (height, width), got {quoted(repr(value))}", field=name)
+
+
+def choice(request: Request, name: str, options: tuple[object, ...]) -> None:
+    value = getattr(request, name)
+    if not any(value is o or (type(value) is type(o) and value == o) for o in options):
+        known = ", ".join(str(o) for o in options if o is not None)
+        raise RequestError(f"{name} is {quoted(repr(value))}; it must be one of {known}", field=name)
