@@ -1,0 +1,77 @@
+"""minisd: a Stable Diffusion engine to read in an afternoon.
+
+    import minisd
+    engine = minisd.load()
+    engine.txt2img("a red apple", seed=1).save("apple.png")
+
+Importing this costs nothing: torch is imported when something needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minisd.engine import Engine, Final, Result, load
+    from minisd.errors import (
+        Cancelled,
+        CheckpointError,
+        ImageError,
+        MinisdError,
+        NumericalError,
+        PlanError,
+        RequestError,
+    )
+    from minisd.pipeline import Preview, Progress
+    from minisd.placement import Plan
+    from minisd.request import Request
+    from minisd.weights_loader.checkpoint import open_checkpoint
+
+WHERE = {
+    "Engine": "engine",
+    "Final": "engine",
+    "Result": "engine",
+    "load": "engine",
+    "Cancelled": "errors",
+    "CheckpointError": "errors",
+    "ImageError": "errors",
+    "MinisdError": "errors",
+    "NumericalError": "errors",
+    "PlanError": "errors",
+    "RequestError": "errors",
+    "Preview": "pipeline",
+    "Progress": "pipeline",
+    "Plan": "placement",
+    "Request": "request",
+    "open_checkpoint": "weights_loader.checkpoint",
+}
+
+__all__ = [
+    "Cancelled",
+    "CheckpointError",
+    "Engine",
+    "Final",
+    "ImageError",
+    "MinisdError",
+    "NumericalError",
+    "Plan",
+    "PlanError",
+    "Preview",
+    "Progress",
+    "Request",
+    "RequestError",
+    "Result",
+    "load",
+    "open_checkpoint",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in WHERE:
+        return getattr(importlib.import_module(f"minisd.{WHERE[name]}"), name)
+    raise AttributeError(f"module 'minisd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *WHERE]

@@ -1,0 +1,227 @@
+"""The public face: load a model once, draw with it as often as you like, from as many threads as you like.
+
+    engine = minisd.load()                                   # the embedded model; or a path
+    engine.txt2img("a red apple", seed=1).save("apple.png")
+
+No global state, no network, no print. `stream` gives events while it draws; a cancel token stops within one network call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+
+from PIL import Image
+
+from minisd.errors import Cancelled, MinisdError, RequestError
+from minisd.images import save_png
+from minisd.infotext import parameters
+from minisd.model import Model, load_model
+from minisd.pipeline import CancelToken, Drawing, Listener, Preview, Progress, draw
+from minisd.placement import Plan
+from minisd.request import Request
+
+EMBEDDED = "emoji.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a request and how they came to be."""
+
+    drawing: Drawing
+    model: str
+    version: str
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        return self.drawing.images
+
+    @property
+    def image(self) -> Image.Image:
+        """The first picture."""
+        return self.images[0]
+
+    @property
+    def request(self) -> Request:
+        """The request with everything decided, the seed among it."""
+        return self.drawing.request
+
+    def parameters(self, index: int = 0) -> str:
+        """The community's `parameters` text of picture `index`."""
+        seed = self.request.seeds()[index]
+        return parameters(self.request, self.drawing.schedule, seed, self.model, self.version)
+
+    def record(self, index: int = 0) -> dict[str, object]:
+        """Our own account of picture `index`, as plain data: a Request that draws just this picture, and what it met."""
+        seed = self.request.seeds()[index]
+        return {
+            "minisd": self.version,
+            "model": self.model,
+            "request": self.request.to_dict() | {"seed": seed, "count": 1},
+            "schedule": self.drawing.schedule,
+            "sigmas": list(self.drawing.sigmas),
+            "tokens": {"prompt": self.drawing.tokens[0], "read": self.drawing.tokens[1]},
+            "seconds": {k: round(v, 3) for k, v in self.drawing.seconds.items()},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the pictures as PNG with both accounts inside. Several become name-1.png, name-2.png, ..."""
+        target = Path(path)
+        if target.suffix.lower() != ".png":
+            raise RequestError(f"pictures are written as PNG; {target.name!r} should end in .png", field="output")
+        paths = []
+        for index, image in enumerate(self.images):
+            name = target if len(self.images) == 1 else target.with_stem(f"{target.stem}-{index + 1}")
+            record = json.dumps(self.record(index), ensure_ascii=False, sort_keys=True)
+            paths.append(save_png(image, name, {"parameters": self.parameters(index), "minisd": record}))
+        return paths
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last event of a stream."""
+
+    result: Result
+
+
+class Engine:
+    """A loaded model. `close` (or leaving a `with` block) gives its memory back."""
+
+    def __init__(self, model: Model) -> None:
+        self._model: Model | None = model
+
+    @property
+    def model(self) -> Model:
+        if self._model is None:
+            raise MinisdError("this engine is closed; load again")
+        return self._model
+
+    @property
+    def plan(self) -> Plan:
+        """Where the parts of the model live, in what precision, and why."""
+        return self.model.plan
+
+    def txt2img(self, prompt: str, **fields: object) -> Result:
+        """Text to picture; `fields` are those of Request."""
+        return self.run(Request.from_dict({"prompt": prompt, **fields}))
+
+    def run(
+        self,
+        request: Request,
+        *,
+        on_event: Listener | None = None,
+        cancel: CancelToken | None = None,
+        preview_every: int = 0,
+    ) -> Result:
+        """Draw a request. Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
+        model = self.model
+        whole = request.for_model(model.config, seed=secrets.randbits(32))
+        drawing = draw(model, whole, on_event=on_event, cancel=cancel, preview_every=preview_every)
+        return Result(drawing, model.name, version())
+
+    def stream(
+        self, request: Request, *, cancel: CancelToken | None = None, preview_every: int = 0
+    ) -> Iterator[Progress | Preview | Final]:
+        """The events of `run` as they happen, the result last. Leaving the loop early cancels the drawing.
+
+        Drawing happens in a thread of its own and waits while nobody takes its events.
+        """
+        events: queue.Queue[Progress | Preview | Final | BaseException] = queue.Queue(maxsize=1)
+        left = threading.Event()
+
+        def put(event: Progress | Preview | Final | BaseException) -> None:
+            while not left.is_set():
+                try:
+                    return events.put(event, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        class Either:
+            def is_set(self) -> bool:
+                return left.is_set() or (cancel is not None and cancel.is_set())
+
+        def work() -> None:
+            try:
+                put(Final(self.run(request, on_event=put, cancel=Either(), preview_every=preview_every)))
+            except BaseException as error:  # handed over to the caller's thread, where it is raised
+                put(error)
+
+        worker = threading.Thread(target=work, name="minisd-stream", daemon=True)
+        worker.start()
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Final):
+                    return
+        finally:
+            left.set()
+            worker.join()
+
+    def close(self) -> None:
+        """Let go of the weights. Drawings under way finish with theirs."""
+        self._model = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def version() -> str:
+    return metadata.version("minisd")
+
+
+def embedded_model() -> Path:
+    """The model that ships inside: emoji, 128 x 128, trained by scripts/train_embedded.py."""
+    return Path(str(resources.files("minisd").joinpath("assets", EMBEDDED)))
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    vae: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
+    text_encoder_2: str | os.PathLike[str] | None = None,
+    tiny_vae: str | os.PathLike[str] | None = None,
+    ema: bool | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    vae_dtype: str = "auto",
+    attention: str = "auto",
+    vae_tile: int | None = None,
+) -> Engine:
+    """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
+
+    vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what it lacks.
+    tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's authors do). device, dtype,
+    vae_dtype, attention, vae_tile: by name instead of automatic. Raises CheckpointError, PlanError.
+    """
+    return Engine(
+        load_model(
+            embedded_model() if path is None else path,
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tiny_vae=tiny_vae,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            attention=attention,
+            vae_tile=vae_tile,
+        )
+    )
+
+
+__all__ = ["Cancelled", "Engine", "Final", "Preview", "Progress", "Request", "Result", "load"]
