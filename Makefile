@@ -1,0 +1,31 @@
+# make picture   installs into .venv and draws a picture            make test    installs and runs the tests
+# make check     lint, types, line count and tests: what CI runs    make bench   speed and memory, as ratios
+VENV ?= .venv
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN = $(VENV)/bin
+
+.PHONY: picture test check lint types lines bench
+picture: $(BIN)/minisd
+	$(BIN)/minisd txt2img "a red apple" -o apple.png
+test: $(VENV)/tested
+	$(BIN)/python -m pytest -q
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: $(VENV)/tested
+	$(BIN)/pyright
+lines:
+	$(PYTHON) scripts/countlines.py
+check: lint types lines test
+bench: $(VENV)/tested
+	$(BIN)/python -m scripts.bench
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+$(BIN)/minisd: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) .
+$(VENV)/tested: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[test,dev]"
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --no-deps k-diffusion
+	touch $@
