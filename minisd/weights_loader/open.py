@@ -24,7 +24,6 @@ _HEAD = 4096  # bytes looked at
 _SAFE_NAMES = (".safetensors", ".sft")
 _FOREIGN: tuple[tuple[bytes, str], ...] = (  # first bytes; what it is and what to do
     (
-        0,
         b"GGUF",
         "a GGUF file (quantised); get the model as safetensors or as a torch checkpoint",
     ),
