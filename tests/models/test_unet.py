@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from minisd.config import UNetConfig
-from minisd.models.unet import SpatialTransformer, timestep_embedding
+from minisd.models.unet import SpatialTransformer, UNet, timestep_embedding
 from minisd.weights_loader.expected import unet_shapes
 from tests.oracles import diffusers_unet
 from tests.tiny import TINY, TINY_SD1, TINY_SDXL, random_weights, unet
 from tests.weights_loader.manifests import FAMILY, IN_CHANNELS, manifest, shapes
 
 TOLERANCE = 1e-10
+
+
+@cache
+def pair(name: str) -> tuple[UNet, UNet2DConditionModel]:
+    """(ours, theirs) with the same weights."""
+    config = TINY[name].unet
+    weights = random_weights(unet_shapes(config), seed=1)
+    return unet(config, weights), diffusers_unet(config, weights)
 
 
 def inputs(config: UNetConfig, batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -40,11 +52,10 @@ def their_output(network: nn.Module, x: Tensor, t: Tensor, context: Tensor, y: T
 def test_every_family_and_variant(name: str) -> None:
     """Oracle: diffusers in float64; two images with a timestep each, one of them fractional."""
     config = TINY[name].unet
-    weights = random_weights(unet_shapes(config), seed=1)
     x, context, y = inputs(config, 2, 16, 8)
     timesteps = torch.tensor([999.0, 12.75])
-    ours = unet(config, weights)(x, timesteps, context, y)
-    theirs = their_output(diffusers_unet(config, weights), x, timesteps, context, y)
+    network, oracle = pair(name)
+    ours, theirs = network(x, timesteps, context, y), their_output(oracle, x, timesteps, context, y)
     assert ours.dtype == torch.float64 and ours.std() > 0.1
     assert (ours - theirs).abs().max() <= TOLERANCE
 
@@ -54,10 +65,10 @@ def test_every_family_and_variant(name: str) -> None:
 def test_latents_that_do_not_halve_evenly(name: str, size: tuple[int, int]) -> None:
     """Oracle: diffusers in float64, which passes the size of the next skip to its upsamplers as we do."""
     config = TINY[name].unet
-    weights = random_weights(unet_shapes(config), seed=2)
     x, context, y = inputs(config, 1, *size)
-    ours = unet(config, weights)(x, torch.tensor([501.0]), context, y)
-    theirs = their_output(diffusers_unet(config, weights), x, torch.tensor([501.0]), context, y)
+    network, oracle = pair(name)
+    t = torch.tensor([501.0])
+    ours, theirs = network(x, t, context, y), their_output(oracle, x, t, context, y)
     assert ours.shape[-2:] == size
     assert (ours - theirs).abs().max() <= TOLERANCE
 
@@ -65,11 +76,10 @@ def test_latents_that_do_not_halve_evenly(name: str, size: tuple[int, int]) -> N
 @pytest.mark.parametrize("timestep", [0.0, 1.0, 0.5, 333.3333, 998.9999, 999.0])
 def test_timesteps(timestep: float) -> None:
     """Oracle: diffusers in float64; one timestep for a batch of three."""
-    config = TINY_SD1.unet
-    weights = random_weights(unet_shapes(config), seed=3)
-    x, context, _ = inputs(config, 3, 8, 8)
-    ours = unet(config, weights)(x, torch.tensor([timestep]), context)
-    theirs = diffusers_unet(config, weights)(x, torch.tensor([timestep]), context).sample
+    x, context, _ = inputs(TINY_SD1.unet, 3, 8, 8)
+    network, oracle = pair("sd1")
+    ours = network(x, torch.tensor([timestep]), context)
+    theirs = oracle(x, torch.tensor([timestep]), context).sample
     assert (ours - theirs).abs().max() <= TOLERANCE
 
 
@@ -90,7 +100,7 @@ def test_a_wrong_eps_is_seen(name: str, kind: str) -> None:
     config = TINY[name].unet
     weights = random_weights(unet_shapes(config), seed=1)
     x, context, y = inputs(config, 1, 8, 8)
-    right = unet(config, weights)
+    right, _ = pair(name)
     wrong = unet(config, weights)
     transformers = {m.norm for m in wrong.modules() if isinstance(m, SpatialTransformer)}
     final = wrong.out[0]
@@ -106,9 +116,8 @@ def test_a_wrong_eps_is_seen(name: str, kind: str) -> None:
 
 def test_y_is_needed_and_used() -> None:
     """Oracle: inequality of outputs for two y, and the assertion for none."""
-    config = TINY_SDXL.unet
-    network = unet(config, random_weights(unet_shapes(config), seed=4))
-    x, context, y = inputs(config, 1, 8, 8)
+    network, _ = pair("sdxl")
+    x, context, y = inputs(TINY_SDXL.unet, 1, 8, 8)
     assert y is not None
     first, second = (network(x, torch.tensor([9.0]), context, v) for v in (y, y + 1))
     assert (first - second).abs().max() > 1e-3
@@ -119,10 +128,6 @@ def test_y_is_needed_and_used() -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_state_dict_is_that_of_the_published_file(name: str) -> None:
     """Oracle: the key list of the released file, names and shapes."""
-    from dataclasses import replace
-
-    from minisd.models.unet import UNet
-
     config = replace(FAMILY[name].unet, in_channels=IN_CHANNELS.get(name, 4))
     with torch.device("meta"):
         ours = {k: tuple(v.shape) for k, v in UNet(config).state_dict().items()}
