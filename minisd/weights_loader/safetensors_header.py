@@ -18,6 +18,7 @@ from minisd.errors import CheckpointError, listed, quoted
 from minisd.weights_loader.limits import MAX_HEADER, check_count, check_name, checked_nbytes, dtype_named
 from minisd.weights_loader.source import TensorInfo
 
+MAX_METADATA = 20_000  # entries; released files have a few dozen
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ENTRY = re.compile(
     r'\{(?:[^{}"]++|"[^"\\]{0,64}"){0,200}+\}'
@@ -77,6 +78,8 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
     for name in cursor.members():
         if name == "__metadata__":
             for key in cursor.members(name):
+                if len(metadata) == MAX_METADATA:
+                    raise CheckpointError(f"{where}: __metadata__ has over {MAX_METADATA:,} entries")
                 metadata[key] = cursor.string(f"__metadata__ {quoted(key)} must be a string")
             continue
         check_count(len(tensors) + 1, where)

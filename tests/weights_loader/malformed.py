@@ -154,6 +154,11 @@ SAFETENSORS_CASES: list[Case] = [
     ),
     ("L21-metadata-list", safetensors('{"__metadata__":[]}'), r"'__metadata__' is not a JSON object"),
     (
+        "L22-metadata",
+        safetensors({"__metadata__": {str(i): "" for i in range(20_001)}}),
+        r"__metadata__ has over 20,000 entries",
+    ),
+    (
         "L22-many",
         safetensors(
             "{"

@@ -39,7 +39,6 @@ def archive(
     records: Sequence[Rec],
     *,
     before: bytes = b"",
-    after: bytes = b"",
     gap: bytes = b"",
     count: int | None = None,
 ) -> bytes:
@@ -84,10 +83,7 @@ def archive(
     start = out.tell() - len(before)
     number_of = len(records) if count is None else count
     out.write(table.getvalue())
-    out.write(
-        struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, number_of, number_of, len(table.getvalue()), start, 0)
-        + after
-    )
+    out.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, number_of, number_of, len(table.getvalue()), start, 0))
     return out.getvalue()
 
 
