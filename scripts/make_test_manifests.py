@@ -34,14 +34,6 @@ def compact(tensors: dict) -> dict:
     return {name: [t["dtype"], *t["shape"]] for name, t in tensors.items()}
 
 
-def first_rows(items: dict, most: int) -> dict:
-    """Adapter lists are for telling kinds apart: keep the first `most` tensors of each, and TAESD whole."""
-    return {
-        label: compact(dict(list(item["tensors"].items())[: None if "taesd" in label else most]))
-        for label, item in items.items()
-    }
-
-
 def save(path: Path, data: dict) -> None:
     text = json.dumps(data, separators=(",", ":")).encode()
     path.write_bytes(gzip.compress(text, 9, mtime=0))
@@ -92,7 +84,8 @@ def main() -> None:
     )
     items: dict = {}
     for name in ADAPTERS:
-        items |= first_rows(load(args.manifests / "adapters" / name)["items"], most=60)
+        for label, item in load(args.manifests / "adapters" / name)["items"].items():
+            items[label] = compact(item["tensors"])
     save(args.target / "adapters.json.gz", items)
 
 

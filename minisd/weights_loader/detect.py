@@ -1,0 +1,296 @@
+"""What a file is: kind, family, variant, configs, prediction and parts, from keys, shapes and metadata; never
+from its name.
+
+`detect` is a pure function of what the file's header declares. It says what is there and how it knows;
+whether every tensor fits is decided by the strict load (`checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from minisd.config import FAMILIES, ModelConfig, TextUse, UNetConfig
+from minisd.errors import CheckpointError, listed
+from minisd.weights_loader.config_json import KEY, Concat, Declared, config_from_json
+from minisd.weights_loader.derive import Heads, derive_unet
+from minisd.weights_loader.detection import Detection
+from minisd.weights_loader.diffusers_config import unet_heads, vae_scale_factor
+from minisd.weights_loader.kinds import FAMILY_NAMES, not_a_model
+from minisd.weights_loader.networks import ema_names, taesd_part, text_part, unet_part, vae_part
+from minisd.weights_loader.part import Part, contents
+from minisd.weights_loader.places import Place, below, places
+from minisd.weights_loader.prediction import NORM1, training_of
+from minisd.weights_loader.source import TensorInfo
+
+Tensors = Mapping[str, TensorInfo]
+Read = Callable[[str], Tensor]
+
+
+def detect(tensors: Tensors, metadata: Mapping[str, str], read: Read | None = None) -> Detection:
+    """Tells what a file with these tensors is.
+
+    `read` gives one tensor by name, for the statistic that tells SD2's eps and v weights apart; without it
+    that is a guess. Raises CheckpointError only where a file of ours contradicts itself (blocks that make no
+    UNet, bad `minisd.config`).
+    """
+    other = not_a_model(tensors)
+    if other is not None:
+        evidence = (f"{other.mark} is there: {other.kind}",)
+        return Detection(
+            other.kind, other.family, summary=other.what, evidence=evidence, refusal=other.sentence
+        )
+    if strange := _foreign_unet(tensors):
+        what, why = strange
+        return Detection(
+            "foreign", summary=what, evidence=(why,), refusal=f"this is {what} ({why}), which {NOT_RUN}"
+        )
+    declared = config_from_json(metadata[KEY]) if KEY in metadata else None
+    found: dict[str, list[Place]] = {}
+    for place in places(tensors):
+        found.setdefault(place.kind, []).append(place)
+    if "unet" in found:
+        return _model(tensors, metadata, read, declared, found)
+    return _single(tensors, metadata, declared, found)
+
+
+NOT_RUN = "minisd does not run"
+
+
+def _foreign_unet(tensors: Tensors) -> tuple[str, str] | None:
+    """UNets of the right build for tasks that minisd does not do: (what, why)."""
+    for name, info in tensors.items():
+        if name in (
+            "model.diffusion_model.label_emb.weight",
+            "label_emb.weight",
+            "unet/class_embedding.weight",
+        ):
+            return "the x4 upscaler", f"{name} is {list(info.shape)}"
+        if name.endswith("label_emb.0.0.weight") and info.shape[1:] in ((1536,), (2048,)):
+            return "an unCLIP model", f"{name} is {list(info.shape)}"
+    return None
+
+
+def _model(
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    read: Read | None,
+    declared: Declared | None,
+    found: Mapping[str, list[Place]],
+) -> Detection:
+    place = found["unet"][0]
+    unet, heads = _unet_config(tensors, metadata, declared, place)
+    family, why = _family(unet, declared, found)
+    row = FAMILIES[family]
+    evidence = [why, heads.reason]
+    parts = {"unet": unet_part(tensors, place, unet)}
+
+    vae = row.vae
+    if "vae" in found:
+        scale, source = _scale_factor(
+            metadata, declared, row.vae.scale_factor, f"published for {FAMILY_NAMES[family]}"
+        )
+        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale)
+        evidence.append(f"VAE scale factor {scale}: {source}")
+    uses = []
+    for use in row.text:
+        where = _text_place(use, row, found.get("text", []))
+        if where is None:
+            uses.append(use)
+            continue
+        part, use = text_part(tensors, where, use, declared, metadata)
+        parts[use.part] = part
+        uses.append(use)
+    if "taesd" in found:
+        parts["taesd"] = taesd_part(tensors, found["taesd"][0])
+
+    variant, strange = _variant(unet, vae.z_channels, declared)
+    if strange:
+        what = f"a model of {FAMILY_NAMES[family]} build for another task"
+        refusal = f"this is {what} ({strange}), which {NOT_RUN}"
+        return Detection("foreign", family, summary=what, evidence=(*evidence, strange), refusal=refusal)
+    if variant != "none":
+        evidence.append(f"the UNet takes {unet.in_channels} channels: {variant}")
+    norm1 = next((place.prefix + r.theirs for r in parts["unet"].rules if r.ours == NORM1), "")
+    training = training_of(
+        tensors,
+        metadata,
+        family,
+        plain=variant == "none",
+        declared=declared,
+        read_norm1=partial(read, norm1) if read is not None and norm1 in tensors else None,
+    )
+    evidence.append(training.evidence)
+    size = 768 if family == "sd2" and training.prediction == "v" else row.size
+    config = replace(
+        row,
+        unet=unet,
+        vae=vae,
+        text=tuple(uses),
+        prediction=training.prediction,
+        zero_terminal_snr=training.zero_terminal_snr,
+        concat=variant,
+        schedule=training.schedule,
+        size=declared.size if declared else size,
+        size_conditioning=declared.size_conditioning if declared else row.size_conditioning,
+    )
+    kind = "unet" if list(parts) == ["unet"] and place.prefix == "" else "checkpoint"
+    task = {"inpaint": " inpainting", "ip2p": " instruct-pix2pix", "depth": " depth"}.get(variant, "")
+    ema = ema_names(parts["unet"], tensors)
+    present = {name: part.contents for name, part in parts.items()}
+    if depth := [t for n, t in tensors.items() if n.startswith("depth_model.")]:
+        present["depth_model"] = contents(depth)
+    if ema:
+        present["ema"] = contents(tensors[n] for n in ema.values())
+    return Detection(
+        kind=kind,
+        family=family,
+        summary=f"an {FAMILY_NAMES[family]}{task} {'UNet' if kind == 'unet' else 'checkpoint'}",
+        variant=variant,
+        config=config,
+        prediction=training.prediction,
+        zero_terminal_snr=training.zero_terminal_snr,
+        prediction_sure=training.sure,
+        parts=parts,
+        present=present,
+        has_ema=bool(ema),
+        evidence=tuple(evidence),
+    )
+
+
+def _unet_config(
+    tensors: Tensors, metadata: Mapping[str, str], declared: Declared | None, place: Place
+) -> tuple[UNetConfig, Heads]:
+    shapes = below(tensors, place.prefix)
+    layout = "original" if place.layout == "original" else "diffusers"
+    unet = derive_unet(shapes, layout)
+    heads = Heads(unet.num_heads, unet.head_dim, f"as published for context width {unet.context_dim}: heads")
+    if declared:
+        heads = Heads(declared.num_heads, declared.head_dim, "minisd.config in the metadata: heads")
+    elif said := metadata.get(place.prefix + "config.json"):
+        heads = unet_heads(said, unet) or heads
+    unet = replace(unet, num_heads=heads.num_heads, head_dim=heads.head_dim)
+    depths = [*unet.depth_in, *unet.depth_out]
+    widths = [unet.model_channels * m for m in unet.channel_mult]
+    unit = heads.num_heads or heads.head_dim or 1
+    if any(depths) and any(w % unit for w in widths):
+        raise CheckpointError(
+            f"the UNet is {widths} wide, which {unit} heads or head widths do not divide; "
+            "a file of other widths than the published ones must say its heads in the metadata minisd.config"
+        )
+    return unet, heads
+
+
+def _family(unet: UNetConfig, declared: Declared | None, found: Mapping[str, list[Place]]) -> tuple[str, str]:
+    """(family, evidence)."""
+    if declared:
+        return declared.family, f"minisd.config in the metadata: {FAMILY_NAMES[declared.family]}"
+    prefixes = {p.prefix for p in found.get("text", [])}
+    if unet.y_dim is not None:
+        alone = (
+            "conditioner.embedders.0.model." in prefixes and "conditioner.embedders.1.model." not in prefixes
+        )
+        family = (
+            "sdxl-refiner" if unet.context_dim == 1280 or (unet.context_dim != 2048 and alone) else "sdxl"
+        )
+        vector = f"the UNet takes a vector of {unet.y_dim} and text of width {unet.context_dim}"
+        return family, f"{vector}: {FAMILY_NAMES[family]}"
+    openclip = any(p.layout == "openclip" for p in found.get("text", []))
+    family = "sd2" if unet.context_dim == 1024 or (unet.context_dim != 768 and openclip) else "sd1"
+    return family, f"the UNet takes text of width {unet.context_dim} and no vector: {FAMILY_NAMES[family]}"
+
+
+def _variant(unet: UNetConfig, z: int, declared: Declared | None) -> tuple[Concat, str | None]:
+    """What the channels beyond the latent's are; or the sentence why the file is refused."""
+    if unet.out_channels != z:
+        return (
+            "none",
+            f"the UNet gives {unet.out_channels} channels; the latent has {z}",
+        )
+    kinds: dict[int, Concat] = {0: "none", z + 1: "inpaint", z: "ip2p", 1: "depth"}
+    variant = declared.concat if declared else kinds.get(unet.in_channels - z)
+    if variant is None:
+        shown = ", ".join(f"{n + z} ({k})" for n, k in kinds.items())
+        return (
+            "none",
+            f"the UNet takes {unet.in_channels} channels; known are {shown}",
+        )
+    return variant, None
+
+
+def _scale_factor(
+    metadata: Mapping[str, str], declared: Declared | None, family: float, reason: str
+) -> tuple[float, str]:
+    if declared:
+        return declared.scale_factor, "minisd.config in the metadata"
+    said = metadata.get("vae/config.json") or metadata.get("config.json")
+    factor = vae_scale_factor(said) if said else None
+    return (family, reason) if factor is None else (factor, "vae/config.json")
+
+
+def _text_place(use: TextUse, row: ModelConfig, found: list[Place]) -> Place | None:
+    """The encoder in the file that this row of the family means."""
+    wanted = [use.prefix, use.part + "/"]
+    if len(row.text) == 1:  # then any encoder of the file is the one
+        wanted += [p.prefix for p in found if p.prefix != ""]
+    return next((p for prefix in wanted for p in found if p.prefix == prefix), None)
+
+
+def _single(
+    tensors: Tensors, metadata: Mapping[str, str], declared: Declared | None, found: Mapping[str, list[Place]]
+) -> Detection:
+    """A file without UNet: a VAE, text encoders, TAESD, or nothing known."""
+    parts: dict[str, Part] = {}
+    evidence: list[str] = []
+    if "vae" in found:
+        unknown = "shapes cannot tell it; SD1 and SD2 use this, SDXL 0.13025"
+        scale, source = _scale_factor(metadata, declared, 0.18215, unknown)
+        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale)
+        evidence.append(f"VAE scale factor {scale}: {source}")
+        if vae.z_channels != 4:
+            what = f"a VAE with {vae.z_channels} latent channels (SD3, Flux)"
+            refusal = f"this is {what}; SD1.x, SD2.x and SDXL have 4"
+            return Detection("foreign", summary=what, evidence=tuple(evidence), refusal=refusal)
+    for place in found.get("text", []):
+        use = _nearest_use(tensors, place, declared)
+        part, use = text_part(tensors, place, use, declared, metadata)
+        parts[use.part] = part
+        evidence.append(f"{place.prefix}: a text encoder {use.config.width} wide")
+    if "taesd" in found:
+        parts["taesd"] = taesd_part(tensors, found["taesd"][0])
+        evidence.append("numbered convolutions without norms: TAESD")
+    if not parts:
+        shown = f"its first tensors are {listed(list(tensors)[:3])}" if tensors else "it holds no tensor"
+        what = "a file without a network that minisd knows"
+        refusal = f"this is {what} ({shown}); it reads SD1.x, SD2.x and SDXL models and their parts"
+        return Detection("foreign", summary=what, evidence=(shown,), refusal=refusal)
+    kind = {"text_encoder_2": "text_encoder"}.get(first := next(iter(parts)), first)
+    names = {"vae": "a VAE", "text_encoder": "a CLIP text encoder", "taesd": "a TAESD"}
+    return Detection(
+        kind=kind,
+        summary=names[kind] if len(parts) == 1 else f"a set of parts ({', '.join(parts)})",
+        parts=parts,
+        present={name: part.contents for name, part in parts.items()},
+        evidence=tuple(evidence),
+    )
+
+
+def _nearest_use(tensors: Tensors, place: Place, declared: Declared | None) -> TextUse:
+    """The row of the family whose encoder is as wide; by place and layout where none is."""
+    rows = [use for config in FAMILIES.values() for use in config.text]
+    if declared:
+        rows = list(FAMILIES[declared.family].text)
+    tokens = next(n for n in tensors if n.startswith(place.prefix) and n.endswith("token_embedding.weight"))
+    width = tensors[tokens].shape[-1] if tensors[tokens].shape else 0
+    second = place.prefix in ("text_encoder_2/", "conditioner.embedders.1.model.")
+    layout = "openclip" if place.layout == "openclip" else "hf"
+
+    def distance(use: TextUse) -> tuple[bool, bool, bool]:
+        return (use.part == "text_encoder_2") != second, use.config.width != width, use.layout != layout
+
+    if place.prefix == "":
+        return min(rows, key=lambda use: distance(use)[1:])
+    return min(rows, key=distance)

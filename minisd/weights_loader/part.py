@@ -1,0 +1,150 @@
+"""One network of a checkpoint: where its tensors lie, whether they are all there, and reading them, one at a
+time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minisd.config import TAESDConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.errors import CheckpointError, listed, quoted
+from minisd.weights_loader.rule import Rule, expected_theirs
+from minisd.weights_loader.source import TensorInfo, TensorSource
+
+Tensors = Mapping[str, TensorInfo]
+Config = UNetConfig | VAEConfig | TextConfig | TAESDConfig
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a group of tensors amounts to: count, bytes, and tensors per dtype ("float16": 686)."""
+
+    tensors: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+
+
+def contents(infos: Iterable[TensorInfo]) -> Contents:
+    infos = list(infos)
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in infos)
+    return Contents(len(infos), sum(t.nbytes for t in infos), dict(dtypes.most_common()))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network in a file. `rules` read its tensors, whose names in the file start with `prefix`."""
+
+    name: str  # "unet", "vae", "text_encoder", "text_encoder_2", "taesd"
+    prefix: str
+    layout: str
+    config: Config
+    rules: tuple[Rule, ...] = field(repr=False)
+    contents: Contents
+
+    def names(self, tensors: Tensors) -> set[str]:
+        """The file's tensors that this part reads: parameters, and the scales of 8-bit weights."""
+        names = {self.prefix + r.theirs for r in self.rules}
+        return (names | {scale_name(n) for n in names}) & tensors.keys()
+
+
+def scale_name(name: str) -> str:
+    """Of the factor of a scaled fp8 weight, as ComfyUI stores it: `X.weight` -> `X.scale_weight`."""
+    return name.removesuffix("weight") + "scale_weight" if name.endswith(".weight") else name
+
+
+def make_part(
+    name: str, prefix: str, layout: str, config: Config, rules: tuple[Rule, ...], tensors: Tensors
+) -> Part:
+    found = {r.theirs for r in rules}
+    infos = [tensors[prefix + n] for n in found if prefix + n in tensors]
+    return Part(name, prefix, layout, config, rules, contents(infos))
+
+
+def check_part(part: Part, tensors: Tensors, what: str, hint: str = "") -> None:
+    """Every parameter there, in the right shape and of a dtype that can be read. Headers only.
+
+    `what` opens the message ("SD1.x UNet"), `hint` ends it. Raises CheckpointError naming the first ten and
+    the count.
+    """
+    wanted = expected_theirs(part.rules)
+    missing = [part.prefix + n for n in wanted if part.prefix + n not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{what}: {len(missing)} of {len(wanted)} tensors missing: {listed(missing)}{hint}; "
+            "the file is incomplete or of another architecture"
+        )
+    wrong, quantised = [], []
+    for rule in part.rules:
+        info = tensors[part.prefix + rule.theirs]
+        if not rule.accepts(info.shape, wanted[rule.theirs]):
+            wrong.append(f"{quoted(info.name)} is {list(info.shape)}; needs {list(wanted[rule.theirs])}")
+        if not info.dtype.is_floating_point:
+            quantised.append(info.name)
+        if info.name.removesuffix("weight") + "comfy_quant" in tensors:
+            quantised.append(info.name)
+    if wrong:
+        more = f" ... ({len(wrong)} in all)" if len(wrong) > 10 else ""
+        raise CheckpointError(f"{what}: wrong shapes: {'; '.join(wrong[:10])}{more}{hint}")
+    if quantised:
+        raise CheckpointError(
+            f"{what}: quantised weights that minisd does not read: {listed(quantised)}; "
+            "use a file in float32, float16, bfloat16 or fp8"
+        )
+
+
+def read_part(
+    source: TensorSource,
+    part: Part,
+    *,
+    dtype: torch.dtype | None = None,
+    allow_nonfinite: bool = False,
+    renamed: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor) of every parameter, in the order of the rules; one tensor of the file is held at a
+    time.
+
+    dtype: of the result; None keeps the file's, and float32 for scaled fp8, whose values no 8-bit type holds.
+    renamed: {name in the file by the rules: name to read instead}, for EMA copies.
+    Raises CheckpointError for a value that is not finite, unless allowed.
+    """
+    held: tuple[str, Tensor] | None = None
+    for rule in part.rules:
+        name = part.prefix + rule.theirs
+        name = renamed.get(name, name) if renamed else name
+        if held is None or held[0] != name:
+            tensor = _read(source, name, dtype)
+            if not allow_nonfinite:
+                check_finite(tensor, name, source.tensors[name].dtype)
+            held = (name, tensor)
+        yield rule.ours, rule.ours_from(held[1])
+
+
+def _read(source: TensorSource, name: str, dtype: torch.dtype | None) -> Tensor:
+    scale = scale_name(name)
+    if scale == name or scale not in source.tensors or source.tensors[name].dtype not in FP8:
+        return source.read(name, dtype=dtype)
+    if source.tensors[scale].shape not in ((), (1,)):
+        raise CheckpointError(f"{quoted(scale)} is {list(source.tensors[scale].shape)}; expected one number")
+    weight = source.read(name, dtype=torch.float32) * source.read(scale, dtype=torch.float32)
+    return weight.to(dtype or torch.float32)
+
+
+def check_finite(tensor: Tensor, name: str, stored: torch.dtype) -> None:
+    """Refuses NaN and infinity, saying where the first one is and whether conversion made it."""
+    values = tensor.to(torch.float16) if tensor.dtype in FP8 else tensor
+    good = torch.isfinite(values)
+    if bool(good.all()):
+        return
+    bad = (~good).nonzero()
+    why = "not finite in the file"
+    if tensor.dtype != stored:
+        why = f"not finite as {str(tensor.dtype)[6:]} (stored as {str(stored)[6:]})"
+    raise CheckpointError(
+        f"{len(bad):,} values in {quoted(name)} are {why}, first at {bad[0].tolist()}; "
+        "the file is damaged or needs another dtype (allow_nonfinite reads it anyway)"
+    )
