@@ -1,79 +1,115 @@
-"""Deterministic solvers of the probability-flow ODE dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, eq. 1).
+"""Deterministic solvers of the probability-flow ODE dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, eq. 1), one step at a time.
 
-Each takes `denoise(x, sigma) -> denoised`, x [b c h w] at sigmas[0], and falling `sigmas` [n + 1] (float64, on the CPU: their
-values become Python floats, so no step waits for a device). They return x at sigmas[-1]. One pair of neighbouring levels is
-a step; `on_step` is told after each. Nothing is drawn at random and no state outlives the call.
+With rising sigmas the same functions run the other way, from picture to noise (DDIM inversion).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
-Denoise = Callable[[Tensor, float], Tensor]
-Noise = Callable[[float, float], Tensor]  # noise(sigma, sigma_next): unit normal, shaped like x
+from minisd.samplers.step import (
+    Denoise,
+    Noise,
+    OnStep,
+    Step,
+    add_noise,
+    between,
+    euler_to,
+    slope,
+    steps_of,
+    tell,
+)
+
+__all__ = ["Denoise", "Noise", "OnStep", "Step", "sample_dpm_2", "sample_dpmpp_2m", "sample_euler", "sample_heun"]
+
+MAX_CHURN = 2**0.5 - 1  # of Karras et al. 2022, section 4
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a solver tells after each step: x has arrived at sigma_next; denoised was seen at sigma."""
-
-    index: int
-    sigma: float
-    sigma_next: float
-    x: Tensor
-    denoised: Tensor
-
-
-OnStep = Callable[[Step], None]
-
-
-def steps_of(sigmas: Tensor) -> list[tuple[int, float, float]]:
-    """(index, sigma, sigma_next) of every step."""
-    values = [float(s) for s in sigmas]
-    return [(i, a, b) for i, (a, b) in enumerate(zip(values, values[1:], strict=False))]
-
-
-def tell(on_step: OnStep | None, index: int, sigma: float, sigma_next: float, x: Tensor, denoised: Tensor) -> None:
-    if on_step is not None:
-        on_step(Step(index, sigma, sigma_next, x, denoised))
-
-
-def euler_to(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One explicit Euler step from sigma to sigma_next, written as the interpolation it is: exact at sigma_next = 0."""
-    ratio = sigma_next / sigma
-    return ratio * x + (1 - ratio) * denoised
+def churned(
+    x: Tensor, sigma: float, steps: int, noise: Noise | None, churn: float, tmin: float, tmax: float, s_noise: float
+) -> tuple[Tensor, float]:
+    """Noise added before a step (Karras et al. 2022, algorithm 2, lines 4-6): (x_hat, sigma_hat). churn 0 changes nothing."""
+    if churn == 0 or not tmin <= sigma <= tmax:
+        return x, sigma
+    sigma_hat = sigma * (1 + min(churn / steps, MAX_CHURN))
+    return add_noise(x, noise, sigma, sigma_hat, s_noise * math.sqrt(sigma_hat**2 - sigma**2)), sigma_hat
 
 
 def sample_euler(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
 ) -> Tensor:
-    """Euler's method, order 1, one call per step (Karras et al. 2022, algorithm 1 without the correction).
+    """Euler's method, order 1, one call per step (Karras et al. 2022, algorithm 2 without the correction).
 
-    The same numbers as DDIM (Song et al. 2021, arXiv:2010.02502) with eta 0.
+    The same numbers as DDIM (Song et al. 2021, arXiv:2010.02502) with eta 0. s_churn > 0 adds noise before each step whose level
+    lies in s_tmin .. s_tmax.
     """
     for i, sigma, sigma_next in steps_of(sigmas):
-        denoised = denoise(x, sigma)
-        x = euler_to(x, denoised, sigma, sigma_next)
+        x, hat = churned(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        denoised = denoise(x, hat)
+        x = euler_to(x, denoised, hat, sigma_next)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
 
 
 def sample_heun(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
 ) -> Tensor:
-    """Heun's method, order 2, two calls per step except into sigma 0 (Karras et al. 2022, algorithm 1)."""
+    """Heun's method, order 2, two calls per step except into sigma 0 (Karras et al. 2022, algorithm 2)."""
     for i, sigma, sigma_next in steps_of(sigmas):
-        denoised = denoise(x, sigma)
-        predicted = euler_to(x, denoised, sigma, sigma_next)
+        x, hat = churned(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        denoised = denoise(x, hat)
+        predicted = euler_to(x, denoised, hat, sigma_next)
         if sigma_next > 0:
-            slope = (x - denoised) / sigma
-            slope_next = (predicted - denoise(predicted, sigma_next)) / sigma_next
-            predicted = x + (sigma_next - sigma) * (slope + slope_next) / 2
+            mean = (slope(x, denoised, hat) + slope(predicted, denoise(predicted, sigma_next), sigma_next)) / 2
+            predicted = x + (sigma_next - hat) * mean
         x = predicted
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_dpm_2(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Midpoint method with the midpoint in log sigma, order 2, two calls per step except into sigma 0 (k-diffusion's DPM-2, after
+    Karras et al. 2022, algorithm 2 and Lu et al. 2022, arXiv:2206.00927)."""
+    for i, sigma, sigma_next in steps_of(sigmas):
+        x, hat = churned(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        denoised = denoise(x, hat)
+        if sigma_next == 0:
+            x = denoised
+        else:
+            middle = between(hat, sigma_next, 0.5)
+            halfway = euler_to(x, denoised, hat, middle)
+            x = x + (sigma_next - hat) * slope(halfway, denoise(halfway, middle), middle)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
 

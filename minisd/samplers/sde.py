@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from minisd.samplers.ode import Denoise, Noise, OnStep, euler_to, steps_of, tell
-
-
-def ancestral(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; eta 1 is the full DDPM variance."""
-    if sigma_next == 0:
-        return 0.0, 0.0
-    up = min(sigma_next, eta * math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))
-    return math.sqrt(max(sigma_next**2 - up**2, 0.0)), up
+from minisd.samplers.step import (
+    Denoise,
+    Noise,
+    OnStep,
+    add_noise,
+    ancestral,
+    between,
+    euler_to,
+    slope,
+    steps_of,
+    tell,
+)
 
 
 def sample_euler_ancestral(
@@ -38,9 +39,7 @@ def sample_euler_ancestral(
         denoised = denoise(x, sigma)
         down, up = ancestral(sigma, sigma_next, eta)
         x = euler_to(x, denoised, sigma, down)
-        if up > 0:
-            assert noise is not None, "this sampler draws noise"
-            x = x + noise(sigma, sigma_next) * (s_noise * up)
+        x = add_noise(x, noise, sigma, sigma_next, s_noise * up)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
 
@@ -61,3 +60,62 @@ def sample_ddim(
     times a_next: the same noise as the ancestral step above.
     """
     return sample_euler_ancestral(denoise, x, sigmas, noise=noise, on_step=on_step, eta=eta)
+
+
+def sample_ddpm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+) -> Tensor:
+    """Ancestral sampling of Ho et al. 2020 (arXiv:2006.11239, algorithm 2) with the posterior ("small") variance: order 1, one
+    call per step. The ancestral Euler step at eta 1 is its exact form on any noise levels."""
+    return sample_euler_ancestral(denoise, x, sigmas, noise=noise, on_step=on_step, eta=1.0)
+
+
+def sample_dpm_2_ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Midpoint steps (in log sigma) to sigma_down, then fresh noise: order 2, two calls per step except into sigma 0."""
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        down, up = ancestral(sigma, sigma_next, eta)
+        if down == 0:
+            x = denoised
+        else:
+            middle = between(sigma, down, 0.5)
+            halfway = euler_to(x, denoised, sigma, middle)
+            x = x + (down - sigma) * slope(halfway, denoise(halfway, middle), middle)
+        x = add_noise(x, noise, sigma, sigma_next, s_noise * up)
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_dpmpp_2s_ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver++(2S) to sigma_down, then fresh noise: order 2, two calls per step except into sigma 0 (Lu et al. 2022,
+    arXiv:2211.01095, algorithm 1 with r = 1/2)."""
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        down, up = ancestral(sigma, sigma_next, eta)
+        if down == 0:
+            x = denoised
+        else:
+            middle = between(sigma, down, 0.5)
+            halfway = euler_to(x, denoised, sigma, middle)
+            x = euler_to(x, denoise(halfway, middle), sigma, down)
+        x = add_noise(x, noise, sigma, sigma_next, s_noise * up)
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x

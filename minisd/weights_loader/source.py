@@ -1,7 +1,7 @@
 """What every container gives: named tensors with dtype and shape known before a byte of data is read.
 
 `TensorSource` is implemented by `safetensors_file.SafetensorsFile`, `pickle_file.PickleFile` (legacy .ckpt, nothing executed)
-and `folder.ShardedSource`. The rest of the loader sees only this. Opening reads headers; `read` reads one tensor.
+and `sharded.ShardedSource`. The rest of the loader sees only this. Opening reads headers; `read` reads one tensor.
 """
 
 from __future__ import annotations

@@ -1,0 +1,170 @@
+"""Linear multistep solvers: one call per step, earlier calls make up for the order.
+
+`sample_lms`, `sample_deis`: the slope eps is a polynomial through its last values, in sigma (LMS: Adams-Bashforth on uneven levels) or in
+log sigma (DEIS: Zhang and Chen 2022, arXiv:2204.13902, the log-rho form). `sample_plms`, `sample_ipndm`: the same with the coefficients of
+even levels (Liu et al. 2022, arXiv:2202.09778). `sample_res_multistep`: D linear in log sigma, integrated exactly (Zhang et al. 2023,
+arXiv:2308.02157).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from minisd.samplers.sde_multistep import phi_2
+from minisd.samplers.step import Denoise, Noise, OnStep, euler_to, slope, steps_of, tell
+
+# Adams-Bashforth on even levels, newest first, by order
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
+    """Coefficients (constant term first) of the polynomials that are 1 at one node and 0 at the others."""
+    out = []
+    for j, node in enumerate(nodes):
+        others = [n for i, n in enumerate(nodes) if i != j]
+        poly = np.polynomial.polynomial.polyfromroots(others) if others else np.ones(1)
+        out.append(poly / math.prod(node - n for n in others))
+    return out
+
+
+def integral_of_polynomial(poly: np.ndarray, a: float, b: float) -> float:
+    """Of sum_k poly[k] s^k over s in a .. b."""
+    antiderivative = np.polynomial.polynomial.polyint(poly)
+    return float(np.polynomial.polynomial.polyval(b, antiderivative) - np.polynomial.polynomial.polyval(a, antiderivative))
+
+
+def integral_in_log(poly: np.ndarray, width: float, scale: float) -> float:
+    """Of scale * exp(u) * sum_k poly[k] u^k over u in 0 .. width: exact, by integrating by parts.
+
+    The antiderivative of exp(u) p(u) is exp(u) (p - p' + p'' - ...).
+    """
+    total = np.zeros(len(poly))
+    term = np.array(poly, dtype=float)
+    while term.any():
+        total[: len(term)] += term
+        term = -np.polynomial.polynomial.polyder(term) if len(term) > 1 else np.zeros(1)
+    return scale * (math.exp(width) * float(np.polynomial.polynomial.polyval(width, total)) - float(total[0]))
+
+
+def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """sum_j weights[j] slopes[j]; slopes newest first."""
+    total = weights[0] * slopes[0]
+    for w, d in zip(weights[1:], slopes[1:], strict=True):
+        total = total + w * d
+    return total
+
+
+def sample_lms(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    order: int = 4,
+) -> Tensor:
+    """Linear multistep in sigma, order 1 to 4, one call per step; the first steps are of the order that their past allows."""
+    levels = [float(s) for s in sigmas]
+    slopes: list[Tensor] = []
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        slopes = [slope(x, denoised, sigma), *slopes][:order]
+        nodes = [levels[i - j] for j in range(len(slopes))]
+        weights = [integral_of_polynomial(p, sigma, sigma_next) for p in lagrange(nodes)]
+        x = x + combined(weights, slopes)
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_deis(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    order: int = 3,
+) -> Tensor:
+    """DEIS with eps a polynomial in log sigma, order 1 to 3, one call per step; order 1 into sigma 0."""
+    levels = [float(s) for s in sigmas]
+    slopes: list[Tensor] = []
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        slopes = [slope(x, denoised, sigma), *slopes][:order]
+        if sigma_next == 0:
+            x = denoised
+        else:
+            nodes = [math.log(levels[i - j] / sigma) for j in range(len(slopes))]
+            width = math.log(sigma_next / sigma)
+            x = x + combined([integral_in_log(p, width, sigma) for p in lagrange(nodes)], slopes)
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_ipndm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    order: int = 4,
+) -> Tensor:
+    """Adams-Bashforth coefficients of even levels whatever the levels are: order 1 on a schedule that is not even in sigma."""
+    slopes: list[Tensor] = []
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        slopes = [slope(x, denoised, sigma), *slopes][:order]
+        x = x + (sigma_next - sigma) * combined(ADAMS_BASHFORTH[len(slopes)], slopes)
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_plms(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+) -> Tensor:
+    """PLMS: as iPNDM, but the first step is repeated with the mean of the slopes at its two ends, one call more than steps
+    (Liu et al. 2022, section 3.3; the sampler Stable Diffusion 1 was released with)."""
+    slopes: list[Tensor] = []
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        d = slope(x, denoised, sigma)
+        slopes = [d, *slopes][:4]
+        if len(slopes) > 1:
+            d = combined(ADAMS_BASHFORTH[len(slopes)], slopes)
+        elif sigma_next > 0:
+            trial = x + (sigma_next - sigma) * d
+            d = (d + slope(trial, denoise(trial, sigma_next), sigma_next)) / 2
+        x = x + (sigma_next - sigma) * d
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
+
+
+def sample_res_multistep(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+) -> Tensor:
+    """Two-step refined exponential solver: order 2, one call per step. D is linear in log sigma through its last two values."""
+    previous: Tensor | None = None
+    h_last = 0.0
+    for i, sigma, sigma_next in steps_of(sigmas):
+        denoised = denoise(x, sigma)
+        if sigma_next == 0:
+            x = denoised
+        else:
+            h = math.log(sigma / sigma_next)
+            x = euler_to(x, denoised, sigma, sigma_next)
+            if previous is not None:
+                x = x + phi_2(h) * (h / h_last) * (denoised - previous)
+            h_last = h
+        previous = denoised
+        tell(on_step, i, sigma, sigma_next, x, denoised)
+    return x
