@@ -42,21 +42,27 @@ class Encoders(Protocol):
     text_encoders: Sequence[TextEncoder]
 
 
-def number_of_chunks(prompt_ids: list[int], request: Request) -> int:
+def number_of_chunks(prompt_ids: list[int], request: Request, field: str) -> int:
     """Contexts that a prompt takes. Raises RequestError beyond MAX_CHUNKS."""
     if request.forks.long_prompt == "truncate":
         return 1
     chunks = max(1, -(-len(prompt_ids) // CHUNK))
     if chunks > MAX_CHUNKS:
         most = MAX_CHUNKS * CHUNK
-        raise RequestError(f"the prompt has {len(prompt_ids):,} tokens; at most {most:,} are read. Shorten it", field="prompt")
+        raise RequestError(
+            f"the {field} has {len(prompt_ids):,} tokens; at most {most:,} are read. Shorten it",
+            field=field,
+        )
     return chunks
 
 
 def encode_prompts(model: Encoders, request: Request) -> tuple[Conditioning, Conditioning]:
     """(conditional, unconditional) of a request made whole by `Request.for_model`. Both contexts have the same length."""
     ids, negative_ids = encode(request.prompt), encode(request.negative_prompt)
-    chunks = max(number_of_chunks(ids, request), number_of_chunks(negative_ids, request))
+    chunks = max(
+        number_of_chunks(ids, request, "prompt"),
+        number_of_chunks(negative_ids, request, "negative_prompt"),
+    )
     cond = encode_one(model, request, ids, chunks, request.aesthetic_score)
     uncond = encode_one(model, request, negative_ids, chunks, request.negative_aesthetic_score)
     zeros = model.config.size_conditioning == "sdxl" and request.forks.empty_negative == "zeros"
