@@ -1,0 +1,188 @@
+"""Stage 2b: the text encoder and the UNet, trained together to predict v from noisy latents.
+
+v = sqrt(a) eps - sqrt(1 - a) z (Salimans & Ho 2022, arXiv:2202.00512) with a = alphas_cumprod[t] of the
+standard schedule and t uniform. The plain mean square of v weighs the errors of z by SNR + 1: no level of
+noise is neglected, and the last step before pure noise, where eps prediction learns nothing about the
+picture, still teaches composition and colour. One caption in ten is the empty prompt: guidance needs the
+unconditional answer.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minisd.config import TextConfig, TrainingSchedule, UNetConfig
+from minisd.models.clip import TextEncoder
+from minisd.models.unet import ResBlock, SpatialTransformer, UNet
+from minisd.samplers.schedule import alphas_cumprod
+
+from .captions import caption
+from .data import Emoji
+from .latents import LatentPool
+from .muon import optimizers
+from .pictures import Picture
+from .run import Run
+from .vocabulary import UNKNOWN, Vocabulary
+
+UNET = UNetConfig(
+    model_channels=32,
+    channel_mult=(3, 4, 4),
+    num_res_blocks=(1, 1, 1),
+    depth_in=(0, 1, 1),
+    depth_mid=1,
+    depth_out=(1, 0, 1, 1, 0, 0),
+    context_dim=128,
+    num_heads=4,
+)
+TEXT = TextConfig(width=128, layers=2, num_heads=4, mlp_dim=512)
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    lr: float = 4e-3
+    warm_up: int = 100
+    batch: int = 32
+    weight_decay: float = 0.01
+    drop: float = 0.1  # share of empty prompts
+    unknown: float = 0.04  # share of captions with a word the model will never learn
+    ema: float = 0.998
+    embedding_std: float = (
+        0.3  # of new token rows; near the middle of float8's range, in which they are shipped
+    )
+    log_every: int = 100
+
+
+def initialise(text: TextEncoder, unet: UNet, recipe: DiffusionRecipe) -> None:
+    """Small random words; residual branches start at zero, so that the untrained UNet is nearly linear."""
+    nn.init.normal_(text.text_model.embeddings.token_embedding.weight, std=recipe.embedding_std)
+    nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.05)
+    ends: list[nn.Module] = [unet.out[2]]
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            ends.append(module.out_layers[3])
+        elif isinstance(module, SpatialTransformer):
+            ends.append(module.proj_out)
+    for end in ends:
+        for p in end.parameters():
+            nn.init.zeros_(p)
+
+
+class Average:
+    """Exponential moving average of the weights, with a decay that rises from 0 to `decay`."""
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.live = modules
+        self.shadow = {name: build_like(module) for name, module in modules.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, module in self.live.items():
+            for shadow, live in zip(self.shadow[name].parameters(), module.parameters(), strict=True):
+                    shadow.lerp_(live, 1 - decay)
+
+
+def build_like(module: nn.Module) -> nn.Module:
+    assert isinstance(module, TextEncoder | UNet)
+    copy = type(module)(module.config)  # pyright: ignore[reportArgumentType]
+    copy.load_state_dict(module.state_dict())
+    return copy.requires_grad_(False)
+
+
+class Captioner:
+    """Pictures to rows of the vocabulary, with dropout and unknown words."""
+
+    def __init__(
+        self, emoji: tuple[Emoji, ...], vocabulary: Vocabulary, recipe: DiffusionRecipe, rng: random.Random
+    ) -> None:
+        self.emoji, self.vocabulary, self.recipe, self.rng = emoji, vocabulary, recipe, rng
+
+    def rows(self, pictures: list[Picture]) -> Tensor:
+        """int64 [b, 77]."""
+        rng, recipe = self.rng, self.recipe
+        texts = ["" if rng.random() < recipe.drop else caption(p, self.emoji, rng) for p in pictures]
+        rows = self.vocabulary.rows(texts)
+        for row in rows:
+            if rng.random() < recipe.unknown:
+                at = rng.randrange(1, 6)
+                row[at + 1 :] = row[at:-1].clone()
+                row[at] = UNKNOWN
+        return rows
+
+
+def v_loss(
+    text: TextEncoder, unet: UNet, z: Tensor, rows: Tensor, table: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean square of the error in v; z: scaled latents b 4 h w, rows: b 77, table: alphas_cumprod [1000]."""
+    b = z.shape[0]
+    # one timestep from each of b equal parts of the schedule: the same distribution with less variance
+    t = ((torch.arange(b) + torch.rand(b, generator=generator)) / b * len(table)).long()
+    a = table[t][:, None, None, None]
+    eps = torch.randn(z.shape, generator=generator)
+    x = a.sqrt() * z + (1 - a).sqrt() * eps
+    v = a.sqrt() * eps - (1 - a).sqrt() * z
+    return (unet(x, t, text(rows).hidden) - v).square().mean()
+
+
+def train_diffusion(
+    run: Run,
+    pool: LatentPool,
+    emoji: tuple[Emoji, ...],
+    vocabulary: Vocabulary,
+    schedule: TrainingSchedule,
+    recipe: DiffusionRecipe,
+    seed: int = 5,
+) -> None:
+    """Train until the run's time is up; its checkpoint holds "text", "unet" and their averages "text_ema",
+    "unet_ema".
+    """
+    torch.manual_seed(seed)
+    text, unet = build(vocabulary)
+    initialise(text, unet, recipe)
+    average = Average({"text": text, "unet": unet}, recipe.ema)
+    modules = {
+        "text": text,
+        "unet": unet,
+        "text_ema": average.shadow["text"],
+        "unet_ema": average.shadow["unet"],
+    }
+    opts = optimizers(unet, recipe.lr, recipe.weight_decay, ("input_blocks.0.", "out.", "time_embed."))
+    opts += optimizers(text, recipe.lr, recipe.weight_decay, ("text_model.embeddings.",))
+    run.resume(modules, opts)
+    average.updates = run.step
+    generator = torch.Generator().manual_seed(seed + run.step)
+    captioner = Captioner(emoji, vocabulary, recipe, random.Random(seed + run.step))
+    table = alphas_cumprod(**asdict(schedule)).float()
+    total = 0.0
+    while not run.done:
+        lr = run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
+        pictures, z = pool.draw(recipe.batch, generator)
+        loss = v_loss(text, unet, z, captioner.rows(pictures), table, generator)
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*unet.parameters(), *text.parameters()], 1.0)
+        for opt in opts:
+            opt.step()
+        average.update()
+        run.step, run.seen, total = run.step + 1, run.seen + recipe.batch, total + loss.item()
+        if run.step % recipe.log_every == 0:
+            run.log(loss=total / recipe.log_every, lr=lr)
+            total = 0.0
+        if run.save_due():
+            run.save(modules, opts)
+    run.save(modules, opts)
+
+
+def build(vocabulary: Vocabulary) -> tuple[TextEncoder, UNet]:
+    """The networks in training: a token table of the vocabulary's size, else as shipped."""
+    text = TextEncoder(
+        TextConfig(len(vocabulary), TEXT.max_length, TEXT.width, TEXT.layers, TEXT.num_heads, TEXT.mlp_dim)
+    )
+    return text, UNet(UNET)

@@ -1,0 +1,170 @@
+"""Train the model that ships inside minisd from a font and a list of names, on two CPU cores.
+
+    python -m scripts.train_embedded vae       --work build/embedded --minutes 33
+    python -m scripts.train_embedded latents   --work build/embedded
+    python -m scripts.train_embedded diffusion --work build/embedded --minutes 70
+    python -m scripts.train_embedded decoder   --work build/embedded --minutes 20
+    python -m scripts.train_embedded sheet     --work build/embedded
+    python -m scripts.train_embedded export    --work build/embedded
+
+Run from the root of the repository. The stages that train log to STAGE.jsonl in the work folder, save every
+three minutes and go on where they stopped when started again; `sheet` and `export` take the last
+checkpoint, also while training runs. `decoder` is optional and may run beside `diffusion`: it improves the
+decoder for the latents as they are. `scripts/embedded/RECIPE.md` records the run whose result is shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from minisd.config import TrainingSchedule
+from minisd.models.vae import AutoencoderKL
+from scripts.embedded import diffusion as diffusion_stage
+from scripts.embedded import export as export_stage
+from scripts.embedded.captions import every_caption
+from scripts.embedded.data import Emoji, Sprites, find_font, find_unicode, load_sprites
+from scripts.embedded.latents import LatentPool, encode_pool, plan_pictures
+from scripts.embedded.pictures import COLOURS, Painter, PictureSource, held_out
+from scripts.embedded.run import Run
+from scripts.embedded.sheets import PROMPTS, Drawer, sheet
+from scripts.embedded.vae import CONFIG, VAERecipe, train_vae
+from scripts.embedded.vocabulary import Vocabulary
+
+HELD_OUT = Path(__file__).parent / "embedded" / "heldout.txt"
+HELD_OUT_COUNT = 200
+MODEL = Path(__file__).parent.parent / "minisd" / "assets" / "emoji.safetensors"
+
+DECODER = VAERecipe(lr=2e-3, warm_up=30, batch=8, whole_from=0.4)
+
+
+def sprites_of(args: argparse.Namespace) -> Sprites:
+    font, names = find_font(args.font), find_unicode(args.unicode)
+    if font is None:
+        sys.exit("no Noto Color Emoji: install the package fonts-noto-color-emoji, or name it with --font")
+    if names is None:
+        sys.exit("no emoji-test.txt: install the package unicode-data, or name its folder with --unicode")
+    return load_sprites(font, names)
+
+
+def source_of(sprites: Sprites, *, white: float, pairs: float, mirror: float) -> PictureSource:
+    held = held_out(sprites.emoji, HELD_OUT_COUNT)
+    HELD_OUT.write_text("".join("\t".join(row) + "\n" for row in held), encoding="utf-8")
+    return PictureSource(sprites.emoji, frozenset(held), white=white, pairs=pairs, mirror=mirror)
+
+
+def vocabulary_of(emoji: tuple[Emoji, ...]) -> Vocabulary:
+    return Vocabulary.of(every_caption(emoji, tuple(COLOURS)))
+
+
+def trained_vae(work: Path, *stages: str) -> AutoencoderKL:
+    """The autoencoder of the first of these stages that has a checkpoint."""
+    for stage in stages:
+        if (work / f"{stage}.pt").exists():
+            saved = torch.load(work / f"{stage}.pt", weights_only=True)
+            model = AutoencoderKL(CONFIG)
+            model.load_state_dict(saved["modules"]["vae"])
+            return model
+    sys.exit(f"{work} holds no trained autoencoder; run the stage vae first")
+
+
+def vae(args: argparse.Namespace) -> None:
+    sprites = sprites_of(args)
+    # more colours than the diffusion stage sees: the autoencoder should be at home on all of them
+    source = source_of(sprites, white=0.45, pairs=0.2, mirror=0.2)
+    train_vae(Run(args.work, "vae", args.minutes), Painter(sprites), source, VAERecipe())
+
+
+def decoder(args: argparse.Namespace) -> None:
+    sprites = sprites_of(args)
+    source = source_of(sprites, white=0.5, pairs=0.15, mirror=0.1)
+    first = trained_vae(args.work, "vae")
+    train_vae(Run(args.work, "decoder", args.minutes), Painter(sprites), source, DECODER, encoder_of=first)
+
+
+def latents(args: argparse.Namespace) -> None:
+    sprites = sprites_of(args)
+    source = source_of(sprites, white=0.6, pairs=0.12, mirror=0.1)
+    pictures, weights = plan_pictures(source, colours_each=args.colours, pairs=args.pairs)
+    pool = encode_pool(trained_vae(args.work, "vae"), Painter(sprites), pictures, weights)
+    pool.save(args.work / "latents.pt")
+    print(f"{len(pool.pictures)} pictures encoded, scale factor {pool.scale_factor:.4f}")
+
+
+def diffusion(args: argparse.Namespace) -> None:
+    emoji = sprites_of(args).emoji
+    diffusion_stage.train_diffusion(
+        Run(args.work, "diffusion", args.minutes),
+        LatentPool.load(args.work / "latents.pt"),
+        emoji,
+        vocabulary_of(emoji),
+        TrainingSchedule(),
+        diffusion_stage.DiffusionRecipe(),
+    )
+
+
+def drawer_of(args: argparse.Namespace) -> tuple[Drawer, dict[str, float]]:
+    """The averaged networks of the last checkpoint, and how long they were trained."""
+    vocabulary = vocabulary_of(sprites_of(args).emoji)
+    text, unet = diffusion_stage.build(vocabulary)
+    saved = torch.load(args.work / "diffusion.pt", weights_only=True)
+    text.load_state_dict(saved["modules"]["text_ema"])
+    unet.load_state_dict(saved["modules"]["unet_ema"])
+    pool = LatentPool.load(args.work / "latents.pt")
+    autoencoder = trained_vae(args.work, "decoder", "vae")
+    drawer = Drawer(text, unet, autoencoder, vocabulary, pool.scale_factor, TrainingSchedule())
+    return drawer, {"minutes": saved["elapsed"] / 60, "steps": saved["step"], "pictures": saved["seen"]}
+
+
+def draw_sheet(args: argparse.Namespace) -> None:
+    drawer, figures = drawer_of(args)
+    pictures = drawer.draw(PROMPTS, seed=args.seed, cfg_scale=args.cfg)
+    path = args.work / f"sheet-{figures['steps']:06.0f}-cfg{args.cfg:g}-seed{args.seed}.png"
+    sheet(pictures, PROMPTS).save(path)
+    print(path, figures)
+
+
+def export(args: argparse.Namespace) -> None:
+    drawer, figures = drawer_of(args)
+    tensors = export_stage.state_dict(drawer.text, drawer.unet, drawer.vae, drawer.vocabulary)
+    config = export_stage.model_config(drawer.scale_factor)
+    print(f"{args.out}: {export_stage.export(args.out, tensors, config, figures):,} bytes, {figures}")
+
+
+STAGES = {
+    "vae": vae,
+    "latents": latents,
+    "diffusion": diffusion,
+    "decoder": decoder,
+    "sheet": draw_sheet,
+    "export": export,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, logs and sheets")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="time budget of a stage, resumes included"
+    )
+    parser.add_argument("--font", type=Path, help="NotoColorEmoji.ttf, if fontconfig does not find it")
+    parser.add_argument("--unicode", type=Path, help="folder of unicode-data, if it is not in a usual place")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--colours", type=int, default=3, help="latents: coloured pictures of each object")
+    parser.add_argument("--pairs", type=int, default=1500, help="latents: pictures of two objects")
+    parser.add_argument("--cfg", type=float, default=5.0, help="sheet: guidance")
+    parser.add_argument("--seed", type=int, default=0, help="sheet: of the noise")
+    parser.add_argument("--out", type=Path, default=MODEL, help="export: the file to write")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    STAGES[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()
