@@ -14,7 +14,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 types: $(VENV)/tested
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 lines:
 	$(PYTHON) scripts/countlines.py
 check: lint types lines test

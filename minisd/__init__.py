@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from minisd.request import Request
     from minisd.weights_loader.checkpoint import open_checkpoint
 
+__version__ = "0.1.0"
+
 WHERE = {
     "Engine": "engine",
     "Final": "engine",

@@ -1,6 +1,7 @@
 """The command line: a thin face over Request -> Result. `minisd COMMAND --help` explains each command.
 
-The flags of `txt2img` are the fields of Request. Exit codes: 0 done, 1 failed, 2 wrong request or flags, 3 wrong file, 130 stopped.
+The flags of `txt2img` are the fields of Request. Exit codes: 0 done, 1 failed, 2 wrong request or flags, 3
+wrong file, 130 stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ FIELD_HELP: dict[str, str] = {
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of Request but the prompt. A flag that is not given leaves the field's default."""
+    """One flag for each field of Request but the prompt. A flag that is not given leaves the field's
+    default."""
     group = parser.add_argument_group("the picture")
     forks = parser.add_argument_group("choices in which programs differ (see --conventions)")
     hints = typing.get_type_hints(Request)
@@ -61,7 +63,9 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         if field.name == "prompt":
             continue
         place = forks if field.name == "conventions" else place
-        kinds = [k for k in (typing.get_args(hints[field.name]) or (hints[field.name],)) if k is not type(None)]
+        kinds = [
+            k for k in (typing.get_args(hints[field.name]) or (hints[field.name],)) if k is not type(None)
+        ]
         options: dict[str, object] = {"default": argparse.SUPPRESS, "help": FIELD_HELP[field.name]}
         if bool in kinds:
             options["action"] = argparse.BooleanOptionalAction
@@ -81,16 +85,26 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("-m", "--model", metavar="PATH", help="checkpoint file or diffusers folder (default: embedded)")
+    group.add_argument(
+        "-m", "--model", metavar="PATH", help="checkpoint file or diffusers folder (default: embedded)"
+    )
     group.add_argument("--vae", metavar="PATH", help="take the VAE from this file")
     group.add_argument("--text-encoder", metavar="PATH", help="take the text encoder from this file")
-    group.add_argument("--text-encoder-2", metavar="PATH", help="take the second text encoder (SDXL) from this file")
+    group.add_argument(
+        "--text-encoder-2", metavar="PATH", help="take the second text encoder (SDXL) from this file"
+    )
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy of the UNet")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: what torch finds)")
-    group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: as the device likes)")
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: what torch finds)"
+    )
+    group.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16 (default: as the device likes)"
+    )
     group.add_argument("--vae-dtype", default="auto", metavar="DTYPE", help="the same for the VAE alone")
     group.add_argument("--attention", default="auto", metavar="NAME", help="sdpa, sliced, reference")
-    group.add_argument("--vae-tile", type=int, metavar="PIXELS", help="decode in tiles of this size, to save memory")
+    group.add_argument(
+        "--vae-tile", type=int, metavar="PIXELS", help="decode in tiles of this size, to save memory"
+    )
 
 
 class Bar:
@@ -113,7 +127,9 @@ class Bar:
             return
         done = round(24 * step / steps)
         rate = step / (time.perf_counter() - self.begun)
-        self.write(f"{'█' * done}{'░' * (24 - done)} {step}/{steps} steps, {rate:.1f} a second, {(steps - step) / rate:.0f} s left")
+        left = (steps - step) / rate
+        bar = "█" * done + "░" * (24 - done)
+        self.write(f"{bar} {step}/{steps} steps, {rate:.1f} a second, {left:.0f} s left")
 
     def clear(self) -> None:
         if self.show and self.width:
@@ -174,7 +190,12 @@ def convert(args: argparse.Namespace) -> dict[str, object]:
 
     checkpoint = open_checkpoint(args.source)
     target = write(
-        checkpoint, args.target, layout=args.layout, dtype=args.dtype, prune_ema=not args.keep_ema, ema=args.ema
+        checkpoint,
+        args.target,
+        layout=args.layout,
+        dtype=args.dtype,
+        prune_ema=not args.keep_ema,
+        ema=args.ema,
     )
     if not args.json:
         sys.stdout.write(f"{target}\n")
@@ -184,7 +205,7 @@ def convert(args: argparse.Namespace) -> dict[str, object]:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="minisd",
-        description="Stable Diffusion, small and readable: pictures from text with SD1, SD2 and SDXL checkpoints.",
+        description="Stable Diffusion, small and readable: pictures from text with SD1, SD2 and SDXL files.",
         epilog='Try: minisd txt2img "a red apple" -o apple.png',
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -196,7 +217,9 @@ def parser() -> argparse.ArgumentParser:
         epilog='minisd txt2img "a red apple" -o apple.png --seed 7 --count 4',
     )
     p.add_argument("prompt", help="what the picture shows")
-    p.add_argument("-o", "--output", default="out.png", metavar="FILE", help="PNG; several become FILE-1, FILE-2, ...")
+    p.add_argument(
+        "-o", "--output", default="out.png", metavar="FILE", help="PNG; several become FILE-1, FILE-2, ..."
+    )
     add_request_flags(p)
     add_model_flags(p)
     p.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
@@ -205,8 +228,8 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "inspect",
         help="say what a model file is",
-        description="Say what a model file is, by its keys and shapes alone: family, evidence, parts, sizes, leftovers. "
-        "Reads headers only.",
+        description="Say what a model file is, by its keys and shapes alone: family, evidence, parts, sizes, "
+        "leftovers. Reads headers only.",
     )
     p.add_argument("file", help="checkpoint, VAE, text encoder, adapter, or a diffusers folder")
     p.set_defaults(run=inspect)
@@ -214,15 +237,19 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "convert",
         help="rewrite a model in another layout or precision",
-        description="Rewrite a model: original single file or diffusers folder, other precision, without its EMA copy.",
+        description="Rewrite a model: original single file or diffusers folder, other precision, without EMA.",
         epilog="minisd convert model.ckpt model.safetensors --dtype float16",
     )
     p.add_argument("source", help="file or folder to read")
     p.add_argument("target", help="file (original) or folder (diffusers) to write; must not exist")
-    p.add_argument("--layout", choices=("original", "diffusers"), default="original", help="(default: original)")
+    p.add_argument(
+        "--layout", choices=("original", "diffusers"), default="original", help="(default: original)"
+    )
     p.add_argument("--dtype", default=None, help="float32, float16, bfloat16 (default: as in the source)")
     p.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy as the weights")
-    p.add_argument("--keep-ema", action="store_true", help="keep the EMA copy beside the weights (original layout)")
+    p.add_argument(
+        "--keep-ema", action="store_true", help="keep the EMA copy beside the weights (original layout)"
+    )
     p.set_defaults(run=convert)
 
     for p in commands.choices.values():
@@ -235,7 +262,9 @@ def fail(args: argparse.Namespace, error: Exception, code: int) -> int:
     if args.json:
         field = getattr(error, "field", None)
         kind = type(error).__name__
-        sys.stdout.write(json.dumps({"error": str(error), "kind": kind, **({"field": field} if field else {})}) + "\n")
+        sys.stdout.write(
+            json.dumps({"error": str(error), "kind": kind, **({"field": field} if field else {})}) + "\n"
+        )
     else:
         sys.stderr.write(f"minisd: {error}\n")
     return code
@@ -257,7 +286,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("\nminisd: stopped\n")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; let the interpreter's last flush go nowhere
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # the reader left; let the interpreter's last flush go nowhere
         return 1
     except (MinisdError, OSError) as error:
         return fail(args, error, 1)

@@ -1,8 +1,9 @@
 """Every number that a Stable Diffusion network is built from, as frozen data.
 
-A network is a config and a state dict. The table `FAMILIES` at the end holds the published families; a checkpoint of the
-same architecture with other widths gets its numbers from tensor shapes (`weights_loader/derive.py`) and what shapes cannot
-tell (heads, activation, conditioning rule) from the family row it is closest to.
+A network is a config and a state dict. The table `FAMILIES` at the end holds the published families; a
+checkpoint of the same architecture with other widths gets its numbers from tensor shapes
+(`weights_loader/derive.py`) and what shapes cannot tell (heads, activation, conditioning rule) from the
+family row it is closest to.
 
 Sources: CompVis/stable-diffusion v1-inference.yaml, Stability-AI/stablediffusion v2-inference*.yaml,
 Stability-AI/generative-models sd_xl_base.yaml and sd_xl_refiner.yaml, openai/CLIP, mlfoundations/open_clip.
@@ -20,8 +21,9 @@ Prediction = Literal["eps", "v", "x0", "edm_eps", "edm_v"]
 class UNetConfig:
     """openaimodel.UNetModel of ldm/sgm. Depths are numbers of transformer blocks, one per residual block.
 
-    `depth_in` runs over the residual blocks of `input_blocks` from the finest level down, `depth_out` over `output_blocks`
-    from the coarsest level up (one residual block more per level). 0 means no attention there.
+    `depth_in` runs over the residual blocks of `input_blocks` from the finest level down, `depth_out` over
+    `output_blocks` from the coarsest level up (one residual block more per level). 0 means no attention
+    there.
     """
 
     in_channels: int = 4
@@ -53,7 +55,8 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """AutoencoderKL of ldm (Rombach et al. 2022), kl-f8: one single-head attention in the middle of each half."""
+    """AutoencoderKL of ldm (Rombach et al. 2022), kl-f8: one single-head attention in the middle of each
+    half."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -121,7 +124,9 @@ class ModelConfig:
     zero_terminal_snr: bool = False
     size: int = 512  # pixels; the width and height it was trained at
     size_conditioning: Literal["none", "sdxl", "refiner"] = "none"
-    concat: Literal["none", "inpaint", "ip2p", "depth"] = "none"  # meaning of UNet input channels beyond the latent's
+    concat: Literal["none", "inpaint", "ip2p", "depth"] = (
+        "none"  # meaning of UNet input channels beyond the latent's
+    )
     schedule: TrainingSchedule = field(default_factory=lambda: TrainingSchedule())
 
 
@@ -136,20 +141,44 @@ class TrainingSchedule:
 
 
 CLIP_L = TextConfig()
-OPENCLIP_H = TextConfig(width=1024, layers=24, num_heads=16, mlp_dim=4096, activation="gelu", projection_dim=1024)
-OPENCLIP_BIGG = TextConfig(width=1280, layers=32, num_heads=20, mlp_dim=5120, activation="gelu", projection_dim=1280)
+OPENCLIP_H = TextConfig(
+    width=1024, layers=24, num_heads=16, mlp_dim=4096, activation="gelu", projection_dim=1024
+)
+OPENCLIP_BIGG = TextConfig(
+    width=1280, layers=32, num_heads=20, mlp_dim=5120, activation="gelu", projection_dim=1280
+)
 
 SD1 = ModelConfig(
     family="sd1",
     unet=UNetConfig(),
     vae=VAEConfig(),
-    text=(TextUse(CLIP_L, "text_encoder", "cond_stage_model.transformer.", "hf", skip=0, final_norm=True, pad_id=49407),),
+    text=(
+        TextUse(
+            CLIP_L,
+            "text_encoder",
+            "cond_stage_model.transformer.",
+            "hf",
+            skip=0,
+            final_norm=True,
+            pad_id=49407,
+        ),
+    ),
 )
 SD2 = ModelConfig(
     family="sd2",
     unet=UNetConfig(context_dim=1024, num_heads=None, head_dim=64, linear_proj=True),
     vae=VAEConfig(),
-    text=(TextUse(OPENCLIP_H, "text_encoder", "cond_stage_model.model.", "openclip", skip=1, final_norm=True, pad_id=0),),
+    text=(
+        TextUse(
+            OPENCLIP_H,
+            "text_encoder",
+            "cond_stage_model.model.",
+            "openclip",
+            skip=1,
+            final_norm=True,
+            pad_id=0,
+        ),
+    ),
 )
 SDXL = ModelConfig(
     family="sdxl",
@@ -167,7 +196,15 @@ SDXL = ModelConfig(
     ),
     vae=VAEConfig(scale_factor=0.13025),
     text=(
-        TextUse(CLIP_L, "text_encoder", "conditioner.embedders.0.transformer.", "hf", skip=1, final_norm=False, pad_id=49407),
+        TextUse(
+            CLIP_L,
+            "text_encoder",
+            "conditioner.embedders.0.transformer.",
+            "hf",
+            skip=1,
+            final_norm=False,
+            pad_id=49407,
+        ),
         TextUse(
             OPENCLIP_BIGG,
             "text_encoder_2",

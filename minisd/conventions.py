@@ -1,7 +1,7 @@
 """The forks: where implementations differ silently, so that one seed gives different pictures elsewhere.
 
-Each fork is a field that a Request may set alone; a named convention sets them together, so that a picture made by that
-program can be made here. The values actually used travel with the picture.
+Each fork is a field that a Request may set alone; a named convention sets them together, so that a picture
+made by that program can be made here. The values actually used travel with the picture.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Literal
 class Forks:
     """One choice for every fork. The defaults are minisd's own."""
 
-    # first x: sigma * n (k-diffusion), or sqrt(1 + sigma^2) * n, the true variance of a noised unit-variance latent
+    # first x: sigma * n (k-diffusion), or sqrt(1 + sigma^2) * n, the true variance of a noised unit-variance
+    # latent
     initial_noise: Literal["sigma", "variance"] = "variance"
-    # which training timesteps the "normal" schedule visits (Lin et al. 2023, table 2), and the offset of "leading"
+    # which training timesteps the "normal" schedule visits (Lin et al. 2023, table 2), and the offset of
+    # "leading"
     spacing: Literal["linspace", "leading", "trailing", "sgm"] = "trailing"
     steps_offset: int = 0
     # between trained levels: log sigma linear in t (k-diffusion), or sigma linear in t (diffusers)

@@ -3,7 +3,8 @@
     engine = minisd.load()                                   # the embedded model; or a path
     engine.txt2img("a red apple", seed=1).save("apple.png")
 
-No global state, no network, no print. `stream` gives events while it draws; a cancel token stops within one network call.
+No global state, no network, no print. `stream` gives events while it draws; a cancel token stops within one
+network call.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 from PIL import Image
 
+from minisd import __version__
 from minisd.errors import Cancelled, MinisdError, RequestError
 from minisd.images import save_png
 from minisd.infotext import parameters
@@ -59,7 +61,8 @@ class Result:
         return parameters(self.request, self.drawing.schedule, seed, self.model, self.version)
 
     def record(self, index: int = 0) -> dict[str, object]:
-        """Our own account of picture `index`, as plain data: a Request that draws just this picture, and what it met."""
+        """Our own account of picture `index`, as plain data: a Request that draws just this picture, and what
+        it met."""
         seed = self.request.seeds()[index]
         return {
             "minisd": self.version,
@@ -75,7 +78,9 @@ class Result:
         """Write the pictures as PNG with both accounts inside. Several become name-1.png, name-2.png, ..."""
         target = Path(path)
         if target.suffix.lower() != ".png":
-            raise RequestError(f"pictures are written as PNG; {target.name!r} should end in .png", field="output")
+            raise RequestError(
+                f"pictures are written as PNG; {target.name!r} should end in .png", field="output"
+            )
         paths = []
         for index, image in enumerate(self.images):
             name = target if len(self.images) == 1 else target.with_stem(f"{target.stem}-{index + 1}")
@@ -120,11 +125,12 @@ class Engine:
         cancel: CancelToken | None = None,
         preview_every: int = 0,
     ) -> Result:
-        """Draw a request. Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
+        """Draw a request. Raises RequestError, Cancelled or NumericalError; the engine is usable after any of
+        them."""
         model = self.model
         whole = request.for_model(model.config, seed=secrets.randbits(32))
         drawing = draw(model, whole, on_event=on_event, cancel=cancel, preview_every=preview_every)
-        return Result(drawing, model.name, version())
+        return Result(drawing, model.name, __version__)
 
     def stream(
         self, request: Request, *, cancel: CancelToken | None = None, preview_every: int = 0
@@ -178,10 +184,6 @@ class Engine:
         self.close()
 
 
-def version() -> str:
-    return metadata.version("minisd")
-
-
 def embedded_model() -> Path:
     """The model that ships inside: emoji, 128 x 128, trained by scripts/train_embedded.py."""
     return Path(str(resources.files("minisd").joinpath("assets", EMBEDDED)))
@@ -203,9 +205,10 @@ def load(
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
 
-    vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what it lacks.
-    tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's authors do). device, dtype,
-    vae_dtype, attention, vae_tile: by name instead of automatic. Raises CheckpointError, PlanError.
+    vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what
+    it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's
+    authors do). device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. Raises
+    CheckpointError, PlanError.
     """
     return Engine(
         load_model(

@@ -1,7 +1,8 @@
 """The errors a caller can meet. Every message says what came, what was expected and what to do.
 
-`MinisdError` is the common root; nothing else escapes the library on bad input. Messages quote foreign text (tensor names,
-prompts, file contents) through `quoted`, so a hostile file cannot write control characters to a terminal.
+`MinisdError` is the common root; nothing else escapes the library on bad input. Messages quote foreign text
+(tensor names, prompts, file contents) through `quoted`, so a hostile file cannot write control characters to
+a terminal.
 """
 
 from __future__ import annotations

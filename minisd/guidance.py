@@ -1,8 +1,9 @@
 """From the network to `denoise(x, sigma)`, the one function a solver sees.
 
-Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): uncond + scale * (cond - uncond), in denoised pictures. With
-scale 1 the unconditional half is not computed. `rescale` brings the standard deviation of the guided picture back towards
-that of the conditional one (Lin et al. 2023, arXiv:2305.08891, eq. 15-16); they do it on the network's output, and so do we.
+Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): uncond + scale * (cond - uncond), in
+denoised pictures. With scale 1 the unconditional half is not computed. `rescale` brings the standard
+deviation of the guided picture back towards that of the conditional one (Lin et al. 2023, arXiv:2305.08891,
+eq. 15-16); they do it on the network's output, and so do we.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Batching:
-    """What runs together. On a CPU nothing: one image and one prompt at a time is as fast, needs less memory, and makes the
-    bits of an image independent of the batch it stands in."""
+    """What runs together. On a CPU nothing: one image and one prompt at a time is as fast, needs less memory,
+    and makes the bits of an image independent of the batch it stands in."""
 
     images: bool
     prompts: bool
@@ -62,8 +63,9 @@ def make_denoise(
 ) -> Denoise:
     """`denoise(x, sigma)`: x [b c h w] float32 -> denoised, same shape and dtype.
 
-    dtype: what the network computes in; everything outside it stays in x's dtype. concat [b k h w]: further input channels
-    (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
+    dtype: what the network computes in; everything outside it stays in x's dtype. concat [b k h w]: further
+    input channels (inpainting mask and picture, depth). check: called before each network call; it may raise
+    (cancelling).
     """
 
     def outputs(x: Tensor, sigma: float, extra: Tensor | None) -> Tensor:

@@ -22,7 +22,8 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str]) -> Path:
-    """Write a PNG with text chunks, whole or not at all: a temporary file beside it takes its place when complete.
+    """Write a PNG with text chunks, whole or not at all: a temporary file beside it takes its place when
+    complete.
 
     Raises ImageError if the folder is missing or cannot be written.
     """

@@ -1,8 +1,7 @@
 """The `parameters` text that the community's tools read, and our own JSON beside it.
 
-    a red apple
-    Negative prompt: blurry
-    Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 1, Size: 128x128, Model: emoji, Version: minisd
+a red apple Negative prompt: blurry Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed:
+1, Size: 128x128, Model: emoji, Version: minisd
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ def quote(value: str) -> str:
 
 
 def parameters(request: Request, schedule: str, seed: int, model: str, version: str) -> str:
-    """The text for one picture of a request made whole by `Request.for_model`; `seed` is that picture's own."""
+    """The text for one picture of a request made whole by `Request.for_model`; `seed` is that picture's
+    own."""
     number = f"{request.cfg_scale:g}"
     settings: dict[str, str] = {
         "Steps": str(request.steps),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minisd.config import ModelConfig
 from minisd.errors import CheckpointError
-from minisd.models.clip import TextEncoder
+from minisd.models.clip import SelfAttention, TextEncoder
 from minisd.models.taesd import TAESD
-from minisd.models.unet import UNet
-from minisd.models.vae import AutoencoderKL
-from minisd.placement import PartPlan, Plan, make_plan
+from minisd.models.unet import CrossAttention, UNet
+from minisd.models.vae import AttnBlock, AutoencoderKL
+from minisd.placement import Plan, make_plan
 from minisd.samplers.scaling import Prediction
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
 
@@ -44,17 +45,18 @@ class Model:
     def prediction(self) -> Prediction:
         prediction = self.config.prediction
         assert prediction in ("eps", "v", "x0"), "load refuses the others"
-        return prediction  # type: ignore[return-value]  # pyright does not narrow a Literal by `in`
+        return prediction
 
 
-def build(network: nn.Module, weights: Mapping[str, Tensor], plan: PartPlan, *, channels_last: bool) -> None:
-    """Fill a network built on the meta device, and place it. Takes the tensors as they are: nothing is copied that already
-    has its dtype and device."""
-    network.load_state_dict(weights, strict=True, assign=True)
+def place(network: nn.Module, plan: Plan, part: str) -> None:
+    """Bring a filled network to where and how the plan wants it."""
     network.requires_grad_(False).eval()
-    network.to(plan.device)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
+    network.to(plan.part(part).device)
+    if plan.channels_last.value and not isinstance(network, TextEncoder):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
+    for module in network.modules():
+        if isinstance(module, CrossAttention | AttnBlock | SelfAttention):
+            module.implementation = plan.attention.value
 
 
 def load_model(
@@ -71,62 +73,68 @@ def load_model(
     attention: str = "auto",
     vae_tile: int | None = None,
 ) -> Model:
-    """Open, plan, build. Parts named by a path replace those of the checkpoint, or supply what it lacks."""
-    checkpoint = open_checkpoint(path)
-    swaps = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-    for part, other in swaps.items():
-        if other is not None:
-            checkpoint = checkpoint.swap(part, open_checkpoint(other))
-    tiny = open_checkpoint(tiny_vae) if tiny_vae is not None else None
-    config = usable(checkpoint)
-    elements = {part: checkpoint.elements(part) for part in (*(u.part for u in config.text), "unet", "vae")}
-    if tiny is not None:
-        elements["taesd"] = tiny.elements("taesd")
-    plan = make_plan(
-        elements, device=device, dtype=dtype, vae_dtype=vae_dtype, attention=attention, vae_tile=vae_tile
-    )
+    """Open, plan, build. Parts named by a path replace those of the checkpoint, or supply what it lacks.
 
-    def place(network: nn.Module, source: Checkpoint, part: str, channels_last: bool) -> None:
-        part_plan = plan.part(part)
-        build(
-            network,
-            source.state_dict(part, dtype=part_plan.dtype.value, ema=ema),
-            part_plan,
-            channels_last=channels_last,
+    Weights are read tensor by tensor into their planned dtype, a part at a time.
+    """
+    with ExitStack() as files:
+        checkpoint = files.enter_context(open_checkpoint(path))
+        swaps = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "text_encoder_2": text_encoder_2,
+            "taesd": tiny_vae,
+        }
+        for part, other in swaps.items():
+            if other is not None:
+                checkpoint = checkpoint.swap(part, files.enter_context(open_checkpoint(other)))
+        config = usable(checkpoint)
+        names = [*(u.part for u in config.text), "unet", "vae", *(["taesd"] if tiny_vae is not None else [])]
+        plan = make_plan(
+            {name: checkpoint.elements(name) for name in names},
+            device=device,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            attention=attention,
+            vae_tile=vae_tile,
         )
-        for module in network.modules():
-            if hasattr(module, "implementation"):
-                module.implementation = plan.attention.value
-
-    with torch.device("meta"):
-        text_encoders = tuple(TextEncoder(u.config) for u in config.text)
-        unet, autoencoder = UNet(config.unet), AutoencoderKL(config.vae)
-        taesd = TAESD(tiny.taesd_config) if tiny is not None else None
-    for use, encoder in zip(config.text, text_encoders, strict=True):
-        place(encoder, checkpoint, use.part, False)
-    place(unet, checkpoint, "unet", plan.channels_last.value)
-    place(autoencoder, checkpoint, "vae", plan.channels_last.value)
-    if taesd is not None and tiny is not None:
-        place(taesd, tiny, "taesd", plan.channels_last.value)
+        with torch.device("meta"):
+            networks: dict[str, nn.Module] = {use.part: TextEncoder(use.config) for use in config.text}
+            networks |= {"unet": UNet(config.unet), "vae": AutoencoderKL(config.vae)}
+            if tiny_vae is not None:
+                networks["taesd"] = TAESD(checkpoint.taesd_config)
+        for name, network in networks.items():
+            compute = plan.part(name).dtype.value
+            network.load_state_dict(
+                checkpoint.state_dict(name, dtype=compute, ema=ema), strict=True, assign=True
+            )
+            place(network, plan, name)
     return Model(
-        name=checkpoint.name,
+        name=checkpoint.path.stem,
         config=config,
-        text_encoders=text_encoders,
-        unet=unet,
-        vae=autoencoder,
+        text_encoders=tuple(cast(TextEncoder, networks[use.part]) for use in config.text),
+        unet=cast(UNet, networks["unet"]),
+        vae=cast(AutoencoderKL, networks["vae"]),
         plan=plan,
-        tiny_vae=taesd,
+        tiny_vae=cast(TAESD | None, networks.get("taesd")),
     )
 
 
 def usable(checkpoint: Checkpoint) -> ModelConfig:
-    """The config of a checkpoint that can draw. Raises CheckpointError saying what is missing and how to supply it."""
+    """The config of a checkpoint that can draw. Raises CheckpointError saying what is missing and how to
+    supply it."""
     config = checkpoint.config
     if config is None or "unet" not in checkpoint.parts:
-        raise CheckpointError(f"{checkpoint.name} is {checkpoint.detection.summary}, not a model that draws by itself")
+        raise CheckpointError(
+            f"{checkpoint.name} is {checkpoint.detection.summary}, not a model that draws by itself"
+        )
     for part in (*(u.part for u in config.text), "vae"):
         if part not in checkpoint.parts:
-            raise CheckpointError(f"{checkpoint.name} holds no {part}; name a file that does: load(..., {part}=PATH)")
+            raise CheckpointError(
+                f"{checkpoint.name} holds no {part}; name a file that does: load(..., {part}=PATH)"
+            )
     if config.prediction not in ("eps", "v", "x0"):
-        raise CheckpointError(f"{checkpoint.name} was trained as {config.prediction} (EDM), which minisd does not sample yet")
+        raise CheckpointError(
+            f"{checkpoint.name} was trained as {config.prediction} (EDM), which minisd does not sample yet"
+        )
     return config

@@ -1,7 +1,7 @@
 """One picture, from beginning to end: encode -> noise -> sample -> decode.
 
-`draw` is the only loop; every task is this loop with another start. It changes nothing of the model, so any number of threads may
-draw with one model at a time. All randomness comes from the request's seeds.
+`draw` is the only loop; every task is this loop with another start. It changes nothing of the model, so any
+number of threads may draw with one model at a time. All randomness comes from the request's seeds.
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ def draw(
 ) -> Drawing:
     """Draw a request made whole by `Request.for_model`.
 
-    on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before each network call;
-    Cancelled is raised within one call of its being set. Raises NumericalError when a latent is not finite.
+    on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
+    each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
+    latent is not finite.
     """
     begun = time.perf_counter()
     seconds: dict[str, float] = {}
@@ -170,7 +171,9 @@ def draw(
         lap("sample")
 
         images = []
-        for latent in latents:  # one at a time: memory of one picture, and bits that do not depend on the batch
+        for (
+            latent
+        ) in latents:  # one at a time: memory of one picture, and bits that do not depend on the batch
             check()
             images.append(to_image(decode(model, latent[None])[0]))
         lap("decode")
@@ -227,13 +230,17 @@ def sample(
             raise not_finite(step.index + 1, dtype)
         listening.step(model, step, steps=len(sigmas) - 1)
 
-    x = first_noise(batch_normal(forks.rng, seeds, 0, shape).to(device, exact), float(sigmas[0]), forks.initial_noise)
+    x = first_noise(
+        batch_normal(forks.rng, seeds, 0, shape).to(device, exact), float(sigmas[0]), forks.initial_noise
+    )
     sampler = find_sampler(request.sampler)
     options = {}
     if sampler.takes_eta:
         options["eta"] = sampler.default_eta if request.eta is None else request.eta
     x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=on_step, **options)
-    if device.type != "cpu":  # asked once at the end: asking each step would make the host wait for the device
+    if (
+        device.type != "cpu"
+    ):  # asked once at the end: asking each step would make the host wait for the device
         flags = torch.stack(finite).cpu()
         if not flags.all():
             raise not_finite(int(flags.int().argmin()) + 1, dtype)
@@ -245,7 +252,8 @@ def not_finite(step: int, dtype: torch.dtype) -> NumericalError:
 
 
 def extra_channels(model: Model, request: Request, shape: tuple[int, int, int]) -> Tensor | None:
-    """What the UNet sees beside the latent, b k h w. An inpainting model without a picture gets a mask that covers everything.
+    """What the UNet sees beside the latent, b k h w. An inpainting model without a picture gets a mask that
+    covers everything.
 
     Raises RequestError for models that cannot draw without a picture.
     """
@@ -253,7 +261,10 @@ def extra_channels(model: Model, request: Request, shape: tuple[int, int, int]) 
     if kind == "none":
         return None
     if kind != "inpaint":
-        what = {"ip2p": "an instruct-pix2pix model: it edits a picture", "depth": "a depth model: it needs a depth map"}
+        what = {
+            "ip2p": "an instruct-pix2pix model: it edits a picture",
+            "depth": "a depth model: it needs a depth map",
+        }
         raise RequestError(f"{model.name} is {what[kind]}; text alone is not enough")
     _, height, width = shape
     factor, plan = model.config.vae.factor, model.plan.part("vae")
@@ -275,13 +286,15 @@ def decode(model: Model, latents: Tensor) -> Tensor:
         size = tile // factor
         pixels = tiled(vae.decode, z, tile=size, overlap=size // 4, up=factor)
     if not torch.isfinite(pixels).all():
-        raise NumericalError(f"the VAE gave pixels that are not finite in {plan.dtype.value}; try vae_dtype float32")
+        raise NumericalError(
+            f"the VAE gave pixels that are not finite in {plan.dtype.value}; try vae_dtype float32"
+        )
     return pixels
 
 
 def preview(model: Model, denoised: Tensor) -> tuple[Image.Image, ...]:
-    """Small pictures of the latents so far. With the tiny autoencoder at full size, else through the VAE at no more than
-    16 x 16 latents: a bounded cost for every model, and no colour table to trust."""
+    """Small pictures of the latents so far. With the tiny autoencoder at full size, else through the VAE at
+    no more than 16 x 16 latents: a bounded cost for every model, and no colour table to trust."""
     if model.tiny_vae is not None:
         plan = model.plan.part("taesd")
         pixels = model.tiny_vae.decode(denoised.to(plan.device, plan.dtype.value)) * 2 - 1

@@ -1,8 +1,9 @@
 """Plan: where each part of a model lives, in which precision, and why. Decided before a weight is read.
 
-`plan` is a pure function of what the checkpoint holds, what the machine is and what was asked for by name. What is asked for by
-name happens or raises PlanError; only an automatic choice may depend on the machine, and each carries its reason.
-`print(plan)` is a table for people. Nothing global is set: no default dtype, no TF32 flag.
+`plan` is a pure function of what the checkpoint holds, what the machine is and what was asked for by name.
+What is asked for by name happens or raises PlanError; only an automatic choice may depend on the machine, and
+each carries its reason. `print(plan)` is a table for people. Nothing global is set: no default dtype, no TF32
+flag.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Plan:
         rows = [f"{'part':<16}{'device':<8}{'dtype':<10}{'weights':>12}  why"]
         for p in self.parts:
             dtype = str(p.dtype.value).removeprefix("torch.")
-            rows.append(f"{p.part:<16}{p.device:<8}{dtype:<10}{p.weight_bytes / 1e6:>9,.1f} MB  {p.dtype.reason}")
+            rows.append(
+                f"{p.part:<16}{p.device:<8}{dtype:<10}{p.weight_bytes / 1e6:>9,.1f} MB  {p.dtype.reason}"
+            )
         batching = [n for n in ("images", "prompts") if getattr(self.batching.value, n)]
         rows += [
             f"device          {self.device.value}: {self.device.reason}",
@@ -85,7 +88,8 @@ def make_plan(
     attention: str = "auto",
     vae_tile: int | None = None,
 ) -> Plan:
-    """The plan for a model whose parts have these numbers of weights. Raises PlanError for what cannot be done."""
+    """The plan for a model whose parts have these numbers of weights. Raises PlanError for what cannot be
+    done."""
     place = choose_device(device)
     compute = choose_dtype(dtype, place.value)
     vae_compute = choose_vae_dtype(vae_dtype, dtype, compute)
@@ -107,7 +111,9 @@ def make_plan(
         device=place,
         parts=tuple(parts),
         attention=kernel,
-        batching=Choice(Batching(images=False, prompts=False), "CPU: no faster together, and bits stay per image")
+        batching=Choice(
+            Batching(images=False, prompts=False), "CPU: no faster together, and bits stay per image"
+        )
         if on_cpu
         else Choice(Batching(images=True, prompts=True), "one call keeps the device busy"),
         channels_last=Choice(True, "convolutions read channels of one pixel together"),
@@ -120,11 +126,15 @@ def choose_device(name: str) -> Choice[str]:
         try:
             device = torch.device(name)
         except RuntimeError as error:
-            raise PlanError(f"device {name!r} is not one torch knows; try cpu, cuda, cuda:1, mps, xpu") from error
+            raise PlanError(
+                f"device {name!r} is not one torch knows; try cpu, cuda, cuda:1, mps, xpu"
+            ) from error
         if device.type not in ("cpu", "meta"):
             found = torch.accelerator.current_accelerator(check_available=True)
             if found is None or found.type != device.type:
-                raise PlanError(f"device {name!r} was asked for, but torch finds {found or 'no accelerator'} here")
+                raise PlanError(
+                    f"device {name!r} was asked for, but torch finds {found or 'no accelerator'} here"
+                )
             if device.index is not None and device.index >= torch.accelerator.device_count():
                 count = torch.accelerator.device_count()
                 raise PlanError(f"device {name!r} was asked for, but there are {count} of its kind")

@@ -1,7 +1,8 @@
 """Request: everything that determines a picture, and nothing else.
 
-The command line's flags, the JSON in a PNG and a line of a batch file are derived from these fields; there is one place to
-add a parameter. Wrong values are refused when the Request is made, by name, with what would be right.
+The command line's flags, the JSON in a PNG and a line of a batch file are derived from these fields; there is
+one place to add a parameter. Wrong values are refused when the Request is made, by name, with what would be
+right.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ SEEDS = 2**64
 class Request:
     """A picture to be. `None` means: as the model, the sampler or the convention says.
 
-    width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1; image i of `count` is the picture of seed + i alone.
-    cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1 is off. cfg_rescale: share of the
-    rescaling of Lin et al. 2023 (arXiv:2305.08891, section 3.4). eta: noise of stochastic samplers. clip_skip: hidden layer
-    counted from the last, 1 is the last. original_size, crop, target_size (height, width), aesthetic: SDXL's conditioning.
+    width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1; image i of `count` is the picture of seed + i
+    alone. cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1 is off.
+    cfg_rescale: share of the rescaling of Lin et al. 2023 (arXiv:2305.08891, section 3.4). eta: noise of
+    stochastic samplers. clip_skip: hidden layer counted from the last, 1 is the last. original_size, crop,
+    target_size (height, width), aesthetic: SDXL's conditioning.
     """
 
     prompt: str = ""
@@ -70,7 +72,8 @@ class Request:
             side(self, name)
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
             raise RequestError(
-                f"{self.width} x {self.height} is more than {MAX_PIXELS:,} pixels; ask for a smaller picture", field="width"
+                f"{self.width} x {self.height} is more than {MAX_PIXELS:,} pixels; ask for fewer",
+                field="width",
             )
         whole(self, "seed", 0, SEEDS - 1, optional=True)
         whole(self, "count", 1, MAX_COUNT)
@@ -100,18 +103,22 @@ class Request:
         return replace(CONVENTIONS[self.conventions], **own)
 
     def for_model(self, config: ModelConfig, seed: int) -> Request:
-        """This request with every `None` decided that the model or a drawn `seed` decides, checked against the model."""
+        """This request with every `None` decided that the model or a drawn `seed` decides, checked against
+        the model."""
         width, height = self.width or config.size, self.height or config.size
         for name, value in (("width", width), ("height", height)):
             if value % config.vae.factor:
                 below = value // config.vae.factor * config.vae.factor
                 raise RequestError(
-                    f"{name} {value} is not a multiple of {config.vae.factor}; try {below or config.vae.factor}", field=name
+                    f"{name} {value} is not a multiple of {config.vae.factor}; try {below or config.vae.factor}",
+                    field=name,
                 )
         if self.clip_skip is not None:
             layers = min(t.config.layers for t in config.text) if config.text else 0
             if self.clip_skip > layers:
-                raise RequestError(f"clip_skip {self.clip_skip} is outside 1..{layers} of this model", field="clip_skip")
+                raise RequestError(
+                    f"clip_skip {self.clip_skip} is outside 1..{layers} of this model", field="clip_skip"
+                )
         return replace(
             self,
             width=width,
@@ -132,7 +139,8 @@ class Request:
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> Request:
-        """From plain data. Raises RequestError naming a field that does not exist, with the nearest that does."""
+        """From plain data. Raises RequestError naming a field that does not exist, with the nearest that
+        does."""
         names = [f.name for f in fields(cls)]
         for key in data:
             if key not in names:
@@ -161,7 +169,8 @@ def text(request: Request, name: str) -> None:
         raise RequestError(f"{name} must be text, got {type(value).__name__}", field=name)
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise RequestError(
-            f"{name} has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read. Shorten it", field=name
+            f"{name} has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read. Shorten it",
+            field=name,
         )
 
 
@@ -170,7 +179,9 @@ def whole(request: Request, name: str, low: int, high: int, *, optional: bool = 
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be a whole number in {low}..{high}, got {quoted(repr(value))}", field=name)
+        raise RequestError(
+            f"{name} must be a whole number in {low}..{high}, got {quoted(repr(value))}", field=name
+        )
     if not low <= value <= high:
         raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
 
@@ -180,7 +191,9 @@ def number(request: Request, name: str, low: float, high: float, *, optional: bo
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{name} must be a finite number in {low}..{high}, got {quoted(repr(value))}", field=name)
+        raise RequestError(
+            f"{name} must be a finite number in {low}..{high}, got {quoted(repr(value))}", field=name
+        )
     if not low <= value <= high:
         raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
     object.__setattr__(request, name, float(value))
@@ -197,9 +210,15 @@ def pair(request: Request, name: str) -> None:
     value = getattr(request, name)
     if value is None:
         return
-    ok = isinstance(value, tuple) and len(value) == 2 and all(type(v) is int and 0 <= v <= 65536 for v in value)
+    ok = (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(type(v) is int and 0 <= v <= 65536 for v in value)
+    )
     if not ok:
-        raise RequestError(f"{name} must be two whole numbers (height, width), got {quoted(repr(value))}", field=name)
+        raise RequestError(
+            f"{name} must be two whole numbers (height, width), got {quoted(repr(value))}", field=name
+        )
 
 
 def choice(request: Request, name: str, options: tuple[object, ...]) -> None:

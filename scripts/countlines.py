@@ -1,6 +1,7 @@
-"""Lines of code (no blanks, comments or docstrings) by folder: the core that explains one picture, and what stands around it.
+"""Lines of code (no blanks, comments or docstrings) by folder: the core that explains one picture, and what
+stands around it.
 
-    python scripts/countlines.py
+python scripts/countlines.py
 """
 
 import ast
@@ -29,9 +30,20 @@ def code_lines(path: Path) -> int:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in quiet:

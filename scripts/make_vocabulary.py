@@ -1,4 +1,5 @@
-"""Make minisd/assets/clip_merges.txt.gz from OpenAI's bpe_simple_vocab_16e6.txt.gz (MIT; it ships inside open_clip_torch).
+"""Make minisd/assets/clip_merges.txt.gz from OpenAI's bpe_simple_vocab_16e6.txt.gz (MIT; it ships inside
+open_clip_torch).
 
     python scripts/make_vocabulary.py path/to/bpe_simple_vocab_16e6.txt.gz
 

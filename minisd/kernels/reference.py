@@ -13,7 +13,8 @@ from torch import Tensor
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v per head (Vaswani et al. 2017, eq. 1), computed in float64.
 
-    q: b n (h d); k, v: b m (h d). Returns b n (h d) in q's dtype. `causal` masks keys after the query's own position.
+    q: b n (h d); k, v: b m (h d). Returns b n (h d) in q's dtype. `causal` masks keys after the query's own
+    position.
     """
     heads = (rearrange(t.double(), "b n (h d) -> b h n d", h=num_heads) for t in (q, k, v))
     qh, kh, vh = heads

@@ -1,8 +1,10 @@
-"""The text transformer of CLIP: OpenAI's ViT-L/14 (SD1, SDXL), OpenCLIP's ViT-H (SD2) and ViT-bigG (SDXL, refiner).
+"""The text transformer of CLIP: OpenAI's ViT-L/14 (SD1, SDXL), OpenCLIP's ViT-H (SD2) and ViT-bigG (SDXL,
+refiner).
 
-Paper: Radford et al. 2021 (arXiv:2103.00020). Parameter names follow Hugging Face's CLIPTextModel, which SD1 files already
-use; OpenCLIP names are mapped when a file is read (`weights_loader/keymap.py`). Attention is causal and, as in every Stable
-Diffusion, padding is not masked. Left out: the image tower and the contrastive head.
+Paper: Radford et al. 2021 (arXiv:2103.00020). Parameter names follow Hugging Face's CLIPTextModel, which SD1
+files already use; OpenCLIP names are mapped when a file is read (`weights_loader/keymap.py`). Attention is
+causal and, as in every Stable Diffusion, padding is not masked. Left out: the image tower and the contrastive
+head.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    implementation = "sdpa"
+    implementation: str = "sdpa"
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -104,12 +106,14 @@ class TextEncoder(nn.Module):
         if config.projection_dim is not None:
             self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
 
-    def forward(self, ids: Tensor, *, skip: int = 0, final_norm: bool = True, pooled: bool = False) -> TextOutput:
+    def forward(
+        self, ids: Tensor, *, skip: int = 0, final_norm: bool = True, pooled: bool = False
+    ) -> TextOutput:
         """ids: int64 [b, n], n <= 77.
 
-        skip: hidden state this many layers before the last (0 = output of the last layer). final_norm: apply the final
-        LayerNorm to it. pooled: also return final_norm(last layer) at the first end-of-text token, times text_projection.
-        Raises ValueError if skip is not in 0 .. layers.
+        skip: hidden state this many layers before the last (0 = output of the last layer). final_norm: apply
+        the final LayerNorm to it. pooled: also return final_norm(last layer) at the first end-of-text token,
+        times text_projection. Raises ValueError if skip is not in 0 .. layers.
         """
         layers = self.text_model.encoder.layers
         if not 0 <= skip <= len(layers):

@@ -1,7 +1,8 @@
 """TAESD: a tiny autoencoder for previews and for machines without memory to spare.
 
-Reference: madebyollin/taesd (taesd.py, functions Encoder and Decoder); parameter names are theirs, below `encoder.` and
-`decoder.`. Works on the latents the UNet sees (already times the scale factor) and on pixels in [0, 1].
+Reference: madebyollin/taesd (taesd.py, functions Encoder and Decoder); parameter names are theirs, below
+`encoder.` and `decoder.`. Works on the latents the UNet sees (already times the scale factor) and on pixels
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Clamp(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(three convolutions + x). The optional 1x1 `skip` of the original is never used: all widths are equal."""
+    """relu(three convolutions + x). The optional 1x1 `skip` of the original is never used: all widths are
+    equal."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +58,8 @@ def decoder(config: TAESDConfig) -> nn.Sequential:
 
 
 class TAESD(nn.Module):
-    """encode: pixels [0, 1] b 3 H W -> latents b 4 H/8 W/8 (scaled, as the UNet sees them). decode: the reverse."""
+    """encode: pixels [0, 1] b 3 H W -> latents b 4 H/8 W/8 (scaled, as the UNet sees them). decode: the
+    reverse."""
 
     def __init__(self, config: TAESDConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Large pictures through a network in overlapping tiles, blended linearly where they overlap.
 
-Memory is that of one tile. What a tile cannot know is the rest of the picture: the GroupNorms and the attention of the VAE see
-one tile at a time, so colours may differ slightly from the untiled result. One tile that covers everything is the untiled
-result, bit for bit.
+Memory is that of one tile. What a tile cannot know is the rest of the picture: the GroupNorms and the
+attention of the VAE see one tile at a time, so colours may differ slightly from the untiled result. One tile
+that covers everything is the untiled result, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one axis: evenly spread, the last one ending at `length`, each pair sharing >= `overlap`."""
+    """Where tiles begin along one axis: evenly spread, the last one ending at `length`, each pair sharing >=
+    `overlap`."""
     if tile >= length:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -35,12 +36,15 @@ def ramp(size: int, begin: bool, end: bool, overlap: int, like: Tensor) -> Tenso
 def tiled(
     function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, overlap: int, up: int = 1, down: int = 1
 ) -> Tensor:
-    """function over tiles of x [b c h w]; it maps `down` input pixels to `up` output pixels in each direction.
+    """function over tiles of x [b c h w]; it maps `down` input pixels to `up` output pixels in each
+    direction.
 
     tile, overlap: in input pixels, multiples of `down`; 0 <= overlap < tile. Raises ValueError otherwise.
     """
     if not 0 <= overlap < tile or tile % down or overlap % down:
-        raise ValueError(f"tile {tile} and overlap {overlap} must be multiples of {down} with 0 <= overlap < tile")
+        raise ValueError(
+            f"tile {tile} and overlap {overlap} must be multiples of {down} with 0 <= overlap < tile"
+        )
     height, width = x.shape[-2:]
     if tile >= height and tile >= width:
         return function(x)

@@ -1,9 +1,11 @@
-"""The UNet of Stable Diffusion 1, 2, XL and the XL refiner: predicts eps or v from a noisy latent, a timestep and text.
+"""The UNet of Stable Diffusion 1, 2, XL and the XL refiner: predicts eps or v from a noisy latent, a timestep
+and text.
 
-Papers: Ho et al. 2020 (arXiv:2006.11239), Rombach et al. 2022 (arXiv:2112.10752), Podell et al. 2023 (arXiv:2307.01952).
-Reference: openaimodel.UNetModel of CompVis/stable-diffusion and Stability-AI/generative-models; parameter names are theirs.
-Left out on purpose: dropout, class labels other than SDXL's vector `y`, resblock up/down sampling, scale-shift norm, which
-no released checkpoint of these families uses.
+Papers: Ho et al. 2020 (arXiv:2006.11239), Rombach et al. 2022 (arXiv:2112.10752), Podell et al. 2023
+(arXiv:2307.01952). Reference: openaimodel.UNetModel of CompVis/stable-diffusion and
+Stability-AI/generative-models; parameter names are theirs. Left out on purpose: dropout, class labels other
+than SDXL's vector `y`, resblock up/down sampling, scale-shift norm, which no released checkpoint of these
+families uses.
 
     x ── input_blocks ──┬─ middle_block ─── output_blocks ── out ── eps or v
                         └── skips, concatenated ──┘
@@ -23,7 +25,8 @@ from minisd.kernels import attention
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids of Vaswani et al. 2017, cosines first as in ldm: [b] -> float32 [b, dim]. Fractional timesteps are fine."""
+    """Sinusoids of Vaswani et al. 2017, cosines first as in ldm: [b] -> float32 [b, dim]. Fractional
+    timesteps are fine."""
     half = dim // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     # float32 as in training, whatever the network computes in: bf16 cannot tell timestep 999 from 998
@@ -63,7 +66,7 @@ class ResBlock(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens to themselves, or to the text when `context` is given."""
 
-    implementation = "sdpa"
+    implementation: str = "sdpa"
 
     def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -124,8 +127,9 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer over the pixels of a feature map. proj_in and proj_out act per pixel: 1x1 convolutions in SD1 files,
-    linear layers in SD2 and SDXL files. Both are computed as linear layers over tokens; only the stored shape differs."""
+    """Transformer over the pixels of a feature map. proj_in and proj_out act per pixel: 1x1 convolutions in
+    SD1 files, linear layers in SD2 and SDXL files. Both are computed as linear layers over tokens; only the
+    stored shape differs."""
 
     def __init__(self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool) -> None:
         super().__init__()
@@ -162,7 +166,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """To `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x would be one too many."""
+        """To `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x would be
+        one too many."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
@@ -182,9 +187,11 @@ def run_block(block: nn.Module, x: Tensor, emb: Tensor, context: Tensor, size: t
 
 
 class UNet(nn.Module):
-    """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n, context_dim], y [b, y_dim].
+    """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n,
+    context_dim], y [b, y_dim].
 
-    `x` is already scaled (c_in x, variance about 1). One timestep [1] may serve a whole batch, and y then too.
+    `x` is already scaled (c_in x, variance about 1). One timestep [1] may serve a whole batch, and y then
+    too.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -249,6 +256,6 @@ class UNet(nn.Module):
         h = run_block(self.middle_block, h, emb, context, size=(0, 0))
         for block in self.output_blocks:
             h = torch.cat([h, skips.pop()], dim=1)
-            size = tuple(skips[-1].shape[-2:]) if skips else (0, 0)
-            h = run_block(block, h, emb, context, size)
+            height, width = skips[-1].shape[-2:] if skips else (0, 0)
+            h = run_block(block, h, emb, context, (height, width))
         return self.out(h)

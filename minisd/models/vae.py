@@ -1,8 +1,10 @@
-"""AutoencoderKL: pictures to latents and back (kl-f8 of Stable Diffusion 1, 2 and XL; one architecture, three sets of weights).
+"""AutoencoderKL: pictures to latents and back (kl-f8 of Stable Diffusion 1, 2 and XL; one architecture, three
+sets of weights).
 
-Paper: Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G. Reference: ldm/modules/diffusionmodules/model.py of
-CompVis/stable-diffusion; parameter names are theirs. GroupNorm eps is 1e-6 everywhere. Latents here are the network's own
-`z`; what the UNet sees is `z * config.scale_factor`. Left out: the losses and the discriminator of training.
+Paper: Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G. Reference:
+ldm/modules/diffusionmodules/model.py of CompVis/stable-diffusion; parameter names are theirs. GroupNorm eps
+is 1e-6 everywhere. Latents here are the network's own `z`; what the UNet sees is `z * config.scale_factor`.
+Left out: the losses and the discriminator of training.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all pixels; q, k, v and proj_out are stored as 1x1 convolutions."""
 
-    implementation = "sdpa"
+    implementation: str = "sdpa"
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,10 +93,16 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """One resolution: `down.i` or `up.i` of the files."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, *, down: bool = False, up: bool = False
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
         self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        if down:
+            self.downsample = Downsample(out_channels)
+        if up:
+            self.upsample = Upsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -111,11 +119,11 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in (1, *config.ch_mult)]
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        last = len(config.ch_mult) - 1
         self.down = nn.ModuleList(
-            Level(a, b, config.num_res_blocks) for a, b in zip(widths, widths[1:], strict=False)
+            Level(a, b, config.num_res_blocks, down=i < last)
+            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
         )
-        for level, width in zip(self.down[:-1], widths[1:], strict=False):
-            level.downsample = Downsample(width)
         self.mid = Mid(widths[-1])
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
@@ -128,7 +136,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents b z h w -> pixels b 3 H W. `up` is indexed by resolution, finest first, and run from the coarsest."""
+    """Latents b z h w -> pixels b 3 H W. `up` is indexed by resolution, finest first, and run from the
+    coarsest."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -137,10 +146,9 @@ class Decoder(nn.Module):
         self.mid = Mid(widths[-1])
         incoming = [*widths[1:], widths[-1]]
         self.up = nn.ModuleList(
-            Level(a, b, config.num_res_blocks + 1) for a, b in zip(incoming, widths, strict=True)
+            Level(a, b, config.num_res_blocks + 1, up=i > 0)
+            for i, (a, b) in enumerate(zip(incoming, widths, strict=True))
         )
-        for level, width in zip(self.up[1:], widths[1:], strict=True):
-            level.upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -164,7 +172,8 @@ class Posterior:
 
 
 class AutoencoderKL(nn.Module):
-    """encode: pixels [-1, 1] b 3 H W -> Posterior over z, b 4 H/8 W/8. decode: z -> pixels, about [-1, 1], not clamped."""
+    """encode: pixels [-1, 1] b 3 H W -> Posterior over z, b 4 H/8 W/8. decode: z -> pixels, about [-1, 1],
+    not clamped."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -7,6 +7,6 @@ solver     from one sigma to the next                            ode.py, sde.py;
 noise      where random numbers come from                        noise.py
 
 Everything works in the variance-exploding form of Karras et al. 2022: x = z + sigma * n. A solver is
-`sample_x(denoise, x, sigmas, *, noise=None, on_step=None) -> x`; `denoise(x, sigma)` already holds prompts and guidance.
-Knows torch, nothing of models or prompts.
+`sample_x(denoise, x, sigmas, *, noise=None, on_step=None) -> x`; `denoise(x, sigma)` already holds prompts
+and guidance. Knows torch, nothing of models or prompts.
 """

@@ -1,7 +1,8 @@
 """CFG++: the guided picture is aimed at, but the noise that is put back is that of the unguided prediction.
 
-Paper: Chung et al. 2024 (arXiv:2406.08070), algorithm 2. It keeps samples on the manifold at guidance scales between 0 and 1 of its own
-(about a tenth of the usual ones). These solvers need both predictions: `denoise(x, sigma)` returns (guided, unconditional).
+Paper: Chung et al. 2024 (arXiv:2406.08070), algorithm 2. It keeps samples on the manifold at guidance scales
+between 0 and 1 of its own (about a tenth of the usual ones). These solvers need both predictions: `denoise(x,
+sigma)` returns (guided, unconditional).
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ DenoiseBoth = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
 def sample_euler_cfgpp(
-    denoise: DenoiseBoth, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
+    denoise: DenoiseBoth,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """x_next = guided + sigma_next * eps_uncond: order 1, one (guided) call per step."""
     for i, sigma, sigma_next in steps_of(sigmas):

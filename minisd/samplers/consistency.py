@@ -1,7 +1,9 @@
-"""Few-step samplers for distilled models: the network jumps to the picture, noise brings it back to the next level.
+"""Few-step samplers for distilled models: the network jumps to the picture, noise brings it back to the next
+level.
 
-LCM: Luo et al. 2023 (arXiv:2310.04378), multistep sampling of Song et al. 2023 (arXiv:2303.01469, algorithm 1). TCD: Zheng et al. 2024
-(arXiv:2402.19159, algorithm 4): the jump goes to an intermediate level, and less noise is added.
+LCM: Luo et al. 2023 (arXiv:2310.04378), multistep sampling of Song et al. 2023 (arXiv:2303.01469, algorithm
+1). TCD: Zheng et al. 2024 (arXiv:2402.19159, algorithm 4): the jump goes to an intermediate level, and less
+noise is added.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def sample_tcd(
     on_step: OnStep | None = None,
     gamma: float = 0.3,
 ) -> Tensor:
-    """Jump to the trained level at (1 - gamma) of the next timestep, then noise up to the next: one call per step.
+    """Jump to the trained level at (1 - gamma) of the next timestep, then noise up to the next: one call per
+    step.
 
-    gamma 0 is the deterministic Euler step, 1 is LCM. The intermediate level is one of `table`'s, as in training.
+    gamma 0 is the deterministic Euler step, 1 is LCM. The intermediate level is one of `table`'s, as in
+    training.
     """
     for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)

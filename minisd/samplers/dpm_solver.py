@@ -1,10 +1,11 @@
 """DPM-Solver in single steps of order 1, 2 and 3: a fixed plan of them (fast) and an adaptive one.
 
-Paper: Lu et al. 2022 (arXiv:2206.00927): eq. 3.7 and algorithms 1, 2 for the steps, appendix C for the adaptive ones. In our variables the
-integral of eps over a step of constant eps is (sigma_next - sigma) eps, so order 1 is Euler's method.
+Paper: Lu et al. 2022 (arXiv:2206.00927): eq. 3.7 and algorithms 1, 2 for the steps, appendix C for the
+adaptive ones. In our variables the integral of eps over a step of constant eps is (sigma_next - sigma) eps,
+so order 1 is Euler's method.
 
-These choose their own levels between the first and the last positive sigma given. Into a final 0 both take one more call, so that
-what comes out lies at sigmas[-1] like that of every other solver.
+These choose their own levels between the first and the last positive sigma given. Into a final 0 both take
+one more call, so that what comes out lies at sigmas[-1] like that of every other solver.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 from minisd.samplers.step import Denoise, Noise, OnStep, add_noise, ancestral, between, slope, tell
 
 
-def step_2(denoise: Denoise, x: Tensor, eps: Tensor, sigma: float, sigma_next: float, r1: float = 0.5) -> Tensor:
+def step_2(
+    denoise: Denoise, x: Tensor, eps: Tensor, sigma: float, sigma_next: float, r1: float = 0.5
+) -> Tensor:
     """Order 2, one call beyond the one that gave eps (algorithm 1 of the paper)."""
     level = between(sigma, sigma_next, r1)
     u = x + (level - sigma) * eps
@@ -25,8 +28,11 @@ def step_2(denoise: Denoise, x: Tensor, eps: Tensor, sigma: float, sigma_next: f
     return x + (sigma_next - sigma) * (eps + (eps_1 - eps) / (2 * r1))
 
 
-def step_3(denoise: Denoise, x: Tensor, eps: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, Tensor]:
-    """Order 3, two calls beyond the one that gave eps (algorithm 2 with r1 = 1/3, r2 = 2/3): (x_next, eps at the first third)."""
+def step_3(
+    denoise: Denoise, x: Tensor, eps: Tensor, sigma: float, sigma_next: float
+) -> tuple[Tensor, Tensor]:
+    """Order 3, two calls beyond the one that gave eps (algorithm 2 with r1 = 1/3, r2 = 2/3): (x_next, eps at
+    the first third)."""
     r1, r2 = 1 / 3, 2 / 3
     h = math.log(sigma / sigma_next)
     first, second = between(sigma, sigma_next, r1), between(sigma, sigma_next, r2)
@@ -49,7 +55,8 @@ def sample_dpm_fast(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """len(sigmas) - 1 calls spent on steps of order 3, the last ones of order 2 and 1 where 3 does not divide (appendix D.3)."""
+    """len(sigmas) - 1 calls spent on steps of order 3, the last ones of order 2 and 1 where 3 does not divide
+    (appendix D.3)."""
     *inner, last = (float(s) for s in sigmas)
     end = last if last > 0 else inner[-1]
     calls = len(inner) if last > 0 else len(inner) - 1
@@ -77,7 +84,9 @@ def sample_dpm_fast(
     return into_zero(denoise, x, end, last, index, on_step)
 
 
-def into_zero(denoise: Denoise, x: Tensor, sigma: float, last: float, index: int, on_step: OnStep | None) -> Tensor:
+def into_zero(
+    denoise: Denoise, x: Tensor, sigma: float, last: float, index: int, on_step: OnStep | None
+) -> Tensor:
     """The step from the last positive level to a final 0, if there is one."""
     if last > 0:
         return x
@@ -102,8 +111,9 @@ def sample_dpm_adaptive(
 ) -> Tensor:
     """Order 3 with steps as long as the difference to an order-2 estimate allows: three calls per tried step.
 
-    rtol, atol: tolerance relative to the picture and absolute. h_init: first step in log sigma. Each image of a batch takes its own
-    steps, so that its picture does not depend on its neighbours; `on_step` hears of the batch once, at the end.
+    rtol, atol: tolerance relative to the picture and absolute. h_init: first step in log sigma. Each image of
+    a batch takes its own steps, so that its picture does not depend on its neighbours; `on_step` hears of the
+    batch once, at the end.
     """
     *inner, last = (float(s) for s in sigmas)
     end = last if last > 0 else inner[-1]
@@ -131,7 +141,8 @@ class StepControl:
         self.h, self.order, self.accept = h, order, accept
 
     def propose(self, error: float) -> bool:
-        """Take in the error of a step tried with h (1 is the tolerance); set the next h; say whether the step is good enough."""
+        """Take in the error of a step tried with h (1 is the tolerance); set the next h; say whether the step
+        is good enough."""
         factor = (1 / (error + 1e-8)) ** (1 / self.order)
         factor = 1 + math.atan(factor - 1)  # never more than 2.6 times as long
         self.h *= factor
@@ -160,7 +171,9 @@ def adaptive(
             up = math.sqrt(max(sigma_next**2 - down**2, 0.0))
         eps = slope(x, denoise(x, sigma), sigma)
         high, eps_1 = step_3(denoise, x, eps, sigma, down)
-        low = x + (down - sigma) * (eps + (eps_1 - eps) * 1.5)  # order 2 with r1 = 1/3, from calls already made
+        low = x + (down - sigma) * (
+            eps + (eps_1 - eps) * 1.5
+        )  # order 2 with r1 = 1/3, from calls already made
         tolerance = torch.clamp(rtol * torch.maximum(low.abs(), previous.abs()), min=atol)
         error = float(((low - high) / tolerance).square().mean().sqrt())
         if control.propose(error):

@@ -1,8 +1,9 @@
 """Linear multistep solvers: one call per step, earlier calls make up for the order.
 
-`sample_lms`, `sample_deis`: the slope eps is a polynomial through its last values, in sigma (LMS: Adams-Bashforth on uneven levels) or in
-log sigma (DEIS: Zhang and Chen 2022, arXiv:2204.13902, the log-rho form). `sample_plms`, `sample_ipndm`: the same with the coefficients of
-even levels (Liu et al. 2022, arXiv:2202.09778). `sample_res_multistep`: D linear in log sigma, integrated exactly (Zhang et al. 2023,
+`sample_lms`, `sample_deis`: the slope eps is a polynomial through its last values, in sigma (LMS:
+Adams-Bashforth on uneven levels) or in log sigma (DEIS: Zhang and Chen 2022, arXiv:2204.13902, the log-rho
+form). `sample_plms`, `sample_ipndm`: the same with the coefficients of even levels (Liu et al. 2022,
+arXiv:2202.09778). `sample_res_multistep`: D linear in log sigma, integrated exactly (Zhang et al. 2023,
 arXiv:2308.02157).
 """
 
@@ -39,7 +40,10 @@ def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
 def integral_of_polynomial(poly: np.ndarray, a: float, b: float) -> float:
     """Of sum_k poly[k] s^k over s in a .. b."""
     antiderivative = np.polynomial.polynomial.polyint(poly)
-    return float(np.polynomial.polynomial.polyval(b, antiderivative) - np.polynomial.polynomial.polyval(a, antiderivative))
+    return float(
+        np.polynomial.polynomial.polyval(b, antiderivative)
+        - np.polynomial.polynomial.polyval(a, antiderivative)
+    )
 
 
 def integral_in_log(poly: np.ndarray, width: float, scale: float) -> float:
@@ -72,7 +76,8 @@ def sample_lms(
     on_step: OnStep | None = None,
     order: int = 4,
 ) -> Tensor:
-    """Linear multistep in sigma, order 1 to 4, one call per step; the first steps are of the order that their past allows."""
+    """Linear multistep in sigma, order 1 to 4, one call per step; the first steps are of the order that their
+    past allows."""
     levels = [float(s) for s in sigmas]
     slopes: list[Tensor] = []
     for i, sigma, sigma_next in steps_of(sigmas):
@@ -119,7 +124,8 @@ def sample_ipndm(
     on_step: OnStep | None = None,
     order: int = 4,
 ) -> Tensor:
-    """Adams-Bashforth coefficients of even levels whatever the levels are: order 1 on a schedule that is not even in sigma."""
+    """Adams-Bashforth coefficients of even levels whatever the levels are: order 1 on a schedule that is not
+    even in sigma."""
     slopes: list[Tensor] = []
     for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)
@@ -132,8 +138,8 @@ def sample_ipndm(
 def sample_plms(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
 ) -> Tensor:
-    """PLMS: as iPNDM, but the first step is repeated with the mean of the slopes at its two ends, one call more than steps
-    (Liu et al. 2022, section 3.3; the sampler Stable Diffusion 1 was released with)."""
+    """PLMS: as iPNDM, but the first step is repeated with the mean of the slopes at its two ends, one call
+    more than steps (Liu et al. 2022, section 3.3; the sampler Stable Diffusion 1 was released with)."""
     slopes: list[Tensor] = []
     for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)
@@ -152,7 +158,8 @@ def sample_plms(
 def sample_res_multistep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, on_step: OnStep | None = None
 ) -> Tensor:
-    """Two-step refined exponential solver: order 2, one call per step. D is linear in log sigma through its last two values."""
+    """Two-step refined exponential solver: order 2, one call per step. D is linear in log sigma through its
+    last two values."""
     previous: Tensor | None = None
     h_last = 0.0
     for i, sigma, sigma_next in steps_of(sigmas):

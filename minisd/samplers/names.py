@@ -1,4 +1,5 @@
-"""The names of the solvers and schedules: ours, and those the community knows. Exact or refused, never substituted.
+"""The names of the solvers and schedules: ours, and those the community knows. Exact or refused, never
+substituted.
 
 Only names and facts, so that a Request can be checked without importing torch; `solver` fetches the function.
 """

@@ -1,9 +1,11 @@
-"""Random numbers: one counter-based stream per image, so that image i of a batch is the picture that seed + i gives alone.
+"""Random numbers: one counter-based stream per image, so that image i of a batch is the picture that seed + i
+gives alone.
 
-Philox4x32-10 of Salmon et al. 2011 (Random123) with the counter layout of CUDA's generator as the community's "NV" source
-uses it: counter = (draw, 0, element, 0), key = seed, Box-Muller on the first two words. Box-Muller runs in float64 and is
-rounded to float32 once, so the bits are the same on every machine: torch's own CPU normals differ between instruction sets.
-`torch_normal` gives torch's CPU generator instead, as diffusers and A1111's "CPU" source draw.
+Philox4x32-10 of Salmon et al. 2011 (Random123) with the counter layout of CUDA's generator as the community's
+"NV" source uses it: counter = (draw, 0, element, 0), key = seed, Box-Muller on the first two words.
+Box-Muller runs in float64 and is rounded to float32 once, so the bits are the same on every machine: torch's
+own CPU normals differ between instruction sets. `torch_normal` gives torch's CPU generator instead, as
+diffusers and A1111's "CPU" source draw.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers, float32 CPU tensor of `shape`, a pure function of (seed, draw, place in the tensor).
+    """Standard normal numbers, float32 CPU tensor of `shape`, a pure function of (seed, draw, place in the
+    tensor).
 
     seed: 0 .. 2^64 - 1. draw: 0 for the initial noise, then 1, 2, ... for the noise of each step.
     """
@@ -55,7 +58,8 @@ def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
 def torch_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     """The (draw + 1)th `torch.randn(shape)` of a CPU generator seeded with `seed`: float32.
 
-    Sequential by nature: earlier draws are made and thrown away, so a draw stays a pure function of its arguments.
+    Sequential by nature: earlier draws are made and thrown away, so a draw stays a pure function of its
+    arguments.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     for _ in range(draw):

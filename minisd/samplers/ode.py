@@ -1,4 +1,5 @@
-"""Deterministic solvers of the probability-flow ODE dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, eq. 1), one step at a time.
+"""Deterministic solvers of the probability-flow ODE dx/dsigma = (x - denoised) / sigma (Karras et al. 2022,
+eq. 1), one step at a time.
 
 With rising sigmas the same functions run the other way, from picture to noise (DDIM inversion).
 """
@@ -22,15 +23,32 @@ from minisd.samplers.step import (
     tell,
 )
 
-__all__ = ["Denoise", "Noise", "OnStep", "Step", "sample_dpm_2", "sample_dpmpp_2m", "sample_euler", "sample_heun"]
+__all__ = [
+    "Denoise",
+    "Noise",
+    "OnStep",
+    "Step",
+    "sample_dpm_2",
+    "sample_dpmpp_2m",
+    "sample_euler",
+    "sample_heun",
+]
 
 MAX_CHURN = 2**0.5 - 1  # of Karras et al. 2022, section 4
 
 
 def churned(
-    x: Tensor, sigma: float, steps: int, noise: Noise | None, churn: float, tmin: float, tmax: float, s_noise: float
+    x: Tensor,
+    sigma: float,
+    steps: int,
+    noise: Noise | None,
+    churn: float,
+    tmin: float,
+    tmax: float,
+    s_noise: float,
 ) -> tuple[Tensor, float]:
-    """Noise added before a step (Karras et al. 2022, algorithm 2, lines 4-6): (x_hat, sigma_hat). churn 0 changes nothing."""
+    """Noise added before a step (Karras et al. 2022, algorithm 2, lines 4-6): (x_hat, sigma_hat). churn 0
+    changes nothing."""
     if churn == 0 or not tmin <= sigma <= tmax:
         return x, sigma
     sigma_hat = sigma * (1 + min(churn / steps, MAX_CHURN))
@@ -51,8 +69,8 @@ def sample_euler(
 ) -> Tensor:
     """Euler's method, order 1, one call per step (Karras et al. 2022, algorithm 2 without the correction).
 
-    The same numbers as DDIM (Song et al. 2021, arXiv:2010.02502) with eta 0. s_churn > 0 adds noise before each step whose level
-    lies in s_tmin .. s_tmax.
+    The same numbers as DDIM (Song et al. 2021, arXiv:2010.02502) with eta 0. s_churn > 0 adds noise before
+    each step whose level lies in s_tmin .. s_tmax.
     """
     for i, sigma, sigma_next in steps_of(sigmas):
         x, hat = churned(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
@@ -80,7 +98,9 @@ def sample_heun(
         denoised = denoise(x, hat)
         predicted = euler_to(x, denoised, hat, sigma_next)
         if sigma_next > 0:
-            mean = (slope(x, denoised, hat) + slope(predicted, denoise(predicted, sigma_next), sigma_next)) / 2
+            mean = (
+                slope(x, denoised, hat) + slope(predicted, denoise(predicted, sigma_next), sigma_next)
+            ) / 2
             predicted = x + (sigma_next - hat) * mean
         x = predicted
         tell(on_step, i, sigma, sigma_next, x, denoised)
@@ -99,8 +119,8 @@ def sample_dpm_2(
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """Midpoint method with the midpoint in log sigma, order 2, two calls per step except into sigma 0 (k-diffusion's DPM-2, after
-    Karras et al. 2022, algorithm 2 and Lu et al. 2022, arXiv:2206.00927)."""
+    """Midpoint method with the midpoint in log sigma, order 2, two calls per step except into sigma 0
+    (k-diffusion's DPM-2, after Karras et al. 2022, algorithm 2 and Lu et al. 2022, arXiv:2206.00927)."""
     for i, sigma, sigma_next in steps_of(sigmas):
         x, hat = churned(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
         denoised = denoise(x, hat)

@@ -1,7 +1,8 @@
-"""Restart: Heun's method that goes back up in noise within an interval and down again, which contracts accumulated errors.
+"""Restart: Heun's method that goes back up in noise within an interval and down again, which contracts
+accumulated errors.
 
-Paper: Xu et al. 2023 (arXiv:2306.14878), algorithm 1. Each restart adds noise from the interval's lower level to its upper one and repeats
-the interval on levels of its own.
+Paper: Xu et al. 2023 (arXiv:2306.14878), algorithm 1. Each restart adds noise from the interval's lower level
+to its upper one and repeats the interval on levels of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from minisd.samplers.step import Denoise, Noise, OnStep, add_noise, steps_of
 
 @dataclass(frozen=True)
 class Restart:
-    """Restarts when the level nearest `low` is reached: `times` times back to the level nearest `high`, in `steps` steps."""
+    """Restarts when the level nearest `low` is reached: `times` times back to the level nearest `high`, in
+    `steps` steps."""
 
     low: float
     high: float
@@ -28,8 +30,8 @@ class Restart:
 
 
 def community_plan(steps: int) -> tuple[int, tuple[Restart, ...]]:
-    """(steps of the main pass, restarts) for a budget of `steps`, as the community splits it: none below 20; nine steps once from 20;
-    a quarter of the steps twice from 36. Always from sigma 0.1 back to 2."""
+    """(steps of the main pass, restarts) for a budget of `steps`, as the community splits it: none below 20;
+    nine steps once from 20; a quarter of the steps twice from 36. Always from sigma 0.1 back to 2."""
     if steps < 20:
         return steps, ()
     own, times = (steps // 4, 2) if steps >= 36 else (9, 1)
@@ -48,7 +50,8 @@ def sample_restart(
 ) -> Tensor:
     """Heun along `sigmas` with restarts: order 2, two calls per step except into sigma 0.
 
-    restarts None: `community_plan` splits the steps, and the main pass takes Karras levels between the ends of `sigmas`.
+    restarts None: `community_plan` splits the steps, and the main pass takes Karras levels between the ends
+    of `sigmas`.
     """
     if restarts is None:
         main, restarts = community_plan(len(sigmas) - 1)

@@ -1,12 +1,15 @@
-"""SA-Solver: Adams predictor and corrector for the reverse SDE, with a stochasticity tau that may change along the way.
+"""SA-Solver: Adams predictor and corrector for the reverse SDE, with a stochasticity tau that may change
+along the way.
 
-Paper: Xue et al. 2023 (arXiv:2309.05019), eq. 14 (predictor) and 17 (corrector), data prediction. Over a step with h = log(sigma / sigma_next)
-and g = 1 + tau^2 the SDE reads, u running from -h to 0,
+Paper: Xue et al. 2023 (arXiv:2309.05019), eq. 14 (predictor) and 17 (corrector), data prediction. Over a step
+with h = log(sigma / sigma_next) and g = 1 + tau^2 the SDE reads, u running from -h to 0,
 
-    x_next = exp(-tau^2 h) (sigma_next / sigma) x + g int exp(g u) D(u) du + sigma_next sqrt(1 - exp(-2 tau^2 h)) n
+    x_next = exp(-tau^2 h) (sigma_next / sigma) x + g int exp(g u) D(u) du
+             + sigma_next sqrt(1 - exp(-2 tau^2 h)) n
 
-with D the polynomial through the last values. For two values the authors' code replaces its slope term by that of a midpoint rule, a
-change of third order; `authors_form` follows it. The corrector reuses the predictor's noise and the call that the next step needs anyway.
+with D the polynomial through the last values. For two values the authors' code replaces its slope term by
+that of a midpoint rule, a change of third order; `authors_form` follows it. The corrector reuses the
+predictor's noise and the call that the next step needs anyway.
 """
 
 from __future__ import annotations
@@ -43,9 +46,12 @@ def adams_step(
     tau: float,
     authors_form: bool,
 ) -> Tensor:
-    """x at sigma_next from x at sigma; points: (denoised, level) that the polynomial goes through, newest first."""
+    """x at sigma_next from x at sigma; points: (denoised, level) that the polynomial goes through, newest
+    first."""
     h = math.log(sigma / sigma_next)
-    nodes = [math.log(sigma_next / level) for _, level in points]  # u of the level: log(sigma_next) - log(level)
+    nodes = [
+        math.log(sigma_next / level) for _, level in points
+    ]  # u of the level: log(sigma_next) - log(level)
     weights = adams_weights(nodes, h, tau, authors_form)
     out = math.exp(-(tau**2) * h) * (sigma_next / sigma) * x + combined(weights, [d for d, _ in points])
     if drawn is None:
@@ -65,8 +71,9 @@ def sample_sa_solver(
     corrector_order: int = 2,
     authors_form: bool = True,
 ) -> Tensor:
-    """SA-Solver, one call per step. tau: stochasticity, a number or a function of sigma; 0 is the ODE. Orders 1 to 4 of the
-    predictor; the corrector's counts the point it corrects with, and 0 leaves it out. Order 1 into sigma 0."""
+    """SA-Solver, one call per step. tau: stochasticity, a number or a function of sigma; 0 is the ODE. Orders
+    1 to 4 of the predictor; the corrector's counts the point it corrects with, and 0 leaves it out. Order 1
+    into sigma 0."""
     tau_of = tau if callable(tau) else lambda sigma, value=tau: value
     past: list[tuple[Tensor, float]] = []
     start, drawn, tau_last = x, None, 0.0

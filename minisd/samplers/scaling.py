@@ -1,7 +1,7 @@
 """From what the network returns to the denoised picture, in the variance-exploding form x = z + sigma * n.
 
-    eps       the noise n                        Ho et al. 2020
-    v         sqrt(a) n - sqrt(1 - a) z          Salimans and Ho 2022 (arXiv:2202.00512), a = 1 / (1 + sigma^2)
+    eps       the noise n                   Ho et al. 2020
+    v         sqrt(a) n - sqrt(1 - a) z     a = 1 / (1 + sigma^2); Salimans and Ho 2022 (arXiv:2202.00512)
     x0        the picture z itself
 
 The network sees c_in * x, of unit variance, and timestep t(sigma).

@@ -1,8 +1,9 @@
 """Noise levels: the table a model was trained with, and which of its levels a run visits.
 
-Papers: Ho et al. 2020 (arXiv:2006.11239) for the table, Karras et al. 2022 (arXiv:2206.00364) eq. 5 for `karras_sigmas`,
-Lin et al. 2023 (arXiv:2305.08891) for the spacings (table 2) and zero terminal SNR (algorithm 1). All values are float64.
-sigma is the standard deviation of the noise relative to unit-variance latents: sigma^2 = (1 - a) / a with a = alphas_cumprod.
+Papers: Ho et al. 2020 (arXiv:2006.11239) for the table, Karras et al. 2022 (arXiv:2206.00364) eq. 5 for
+`karras_sigmas`, Lin et al. 2023 (arXiv:2305.08891) for the spacings (table 2) and zero terminal SNR
+(algorithm 1). All values are float64. sigma is the standard deviation of the noise relative to unit-variance
+latents: sigma^2 = (1 - a) / a with a = alphas_cumprod.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 Spacing = Literal["linspace", "leading", "trailing", "sgm"]
-ZERO_SNR_ALPHA = 2.0**-24  # stands for the exact 0 of zero terminal SNR, whose sigma would be infinite: sigma 4096
+ZERO_SNR_ALPHA = (
+    2.0**-24
+)  # stands for the exact 0 of zero terminal SNR, whose sigma would be infinite: sigma 4096
 
 
 def alphas_cumprod(
@@ -37,7 +40,8 @@ def alphas_cumprod(
 
 
 def rescaled_to_zero_snr(alphas: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first unchanged (Lin et al. 2023, algorithm 1)."""
+    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first unchanged (Lin et al. 2023,
+    algorithm 1)."""
     root = alphas.sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     out = root**2
@@ -49,8 +53,9 @@ def rescaled_to_zero_snr(alphas: Tensor) -> Tensor:
 class SigmaTable:
     """The training noise levels, and the way between sigma and timestep.
 
-    interpolation: "log" (k-diffusion: log sigma is linear in t) or "linear" (diffusers: sigma is linear in t) between the
-    trained levels. quantised: a sigma is given the nearest trained timestep instead of a fractional one.
+    interpolation: "log" (k-diffusion: log sigma is linear in t) or "linear" (diffusers: sigma is linear in t)
+    between the trained levels. quantised: a sigma is given the nearest trained timestep instead of a
+    fractional one.
     """
 
     sigmas: Tensor  # float64 [num_train_timesteps], rising
@@ -72,7 +77,8 @@ class SigmaTable:
         return float(self.sigmas[-1])
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """Noise levels of (fractional) timesteps, float64, same shape. Timesteps beyond the table are clamped to it."""
+        """Noise levels of (fractional) timesteps, float64, same shape. Timesteps beyond the table are clamped
+        to it."""
         t = timesteps.double().clamp(0, len(self.sigmas) - 1)
         low = t.floor().long().clamp(max=len(self.sigmas) - 2)
         share = t - low
@@ -84,9 +90,12 @@ class SigmaTable:
         return torch.where(share == 0, a, torch.where(share == 1, b, between))
 
     def timestep(self, sigma: float) -> float:
-        """The (fractional) timestep of a noise level, clamped to the table; a whole number for every trained level."""
+        """The (fractional) timestep of a noise level, clamped to the table; a whole number for every trained
+        level."""
         table = self.sigmas
-        high = int(torch.searchsorted(table, torch.tensor(sigma, dtype=torch.float64)).clamp(1, len(table) - 1))
+        high = int(
+            torch.searchsorted(table, torch.tensor(sigma, dtype=torch.float64)).clamp(1, len(table) - 1)
+        )
         a, b = float(table[high - 1]), float(table[high])
         if self.interpolation == "linear":
             share = (sigma - a) / (b - a)
@@ -100,10 +109,10 @@ class SigmaTable:
 def spaced_timesteps(n: int, spacing: Spacing, *, num_train_timesteps: int = 1000, offset: int = 0) -> Tensor:
     """`n` training timesteps, float64 [n], falling.
 
-    linspace: evenly from the last to 0, both included, fractional. leading: multiples of num // n from 0 up, plus `offset`
-    (Stable Diffusion's own scripts use 1). trailing: multiples of num / n from the last down, rounded. sgm: from the last
-    down in n equal parts, rounded down (LegacyDDPMDiscretization of Stability-AI/generative-models).
-    Raises ValueError if n is not in 1 .. num_train_timesteps.
+    linspace: evenly from the last to 0, both included, fractional. leading: multiples of num // n from 0 up,
+    plus `offset` (Stable Diffusion's own scripts use 1). trailing: multiples of num / n from the last down,
+    rounded. sgm: from the last down in n equal parts, rounded down (LegacyDDPMDiscretization of
+    Stability-AI/generative-models). Raises ValueError if n is not in 1 .. num_train_timesteps.
     """
     if not 1 <= n <= num_train_timesteps:
         raise ValueError(f"steps is {n}; this table has 1 to {num_train_timesteps}")
@@ -134,10 +143,13 @@ def table_sigmas(
 def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """Noise levels of Karras et al. 2022 (arXiv:2206.00364) eq. 5, with a final 0.
 
-    Returns float64 [n + 1], falling. n = 1 gives [sigma_max, 0]. Raises ValueError if n < 1 or not 0 < sigma_min < sigma_max.
+    Returns float64 [n + 1], falling. n = 1 gives [sigma_max, 0]. Raises ValueError if n < 1 or not 0 <
+    sigma_min < sigma_max.
     """
     if n < 1 or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"karras needs n >= 1 and 0 < sigma_min < sigma_max; got {n}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"karras needs n >= 1 and 0 < sigma_min < sigma_max; got {n}, {sigma_min}, {sigma_max}"
+        )
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = (high + ramp * (low - high)) ** rho
@@ -148,7 +160,9 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 def exponential_sigmas(n: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Noise levels evenly spaced in log sigma, with a final 0: float64 [n + 1], falling."""
     if n < 1 or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"exponential needs n >= 1 and 0 < sigma_min < sigma_max; got {n}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"exponential needs n >= 1 and 0 < sigma_min < sigma_max; got {n}, {sigma_min}, {sigma_max}"
+        )
     sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp()
     sigmas[0] = sigma_max
     return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])

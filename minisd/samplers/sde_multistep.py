@@ -1,12 +1,13 @@
 """Stochastic DPM-Solver++: exponential integrators of the reverse SDE in log sigma.
 
-Papers: Lu et al. 2022 (arXiv:2211.01095), section 5 and appendix on SDE solvers; the step sizes with eta and the three-step form are
-k-diffusion's. With h = log(sigma / sigma_next) and k = h (1 + eta), the linear part of the SDE is solved exactly:
+Papers: Lu et al. 2022 (arXiv:2211.01095), section 5 and appendix on SDE solvers; the step sizes with eta and
+the three-step form are k-diffusion's. With h = log(sigma / sigma_next) and k = h (1 + eta), the linear part
+of the SDE is solved exactly:
 
-    x_next = exp(-k) x + (1 - exp(-k)) D + sigma_next sqrt(1 - exp(-2 eta h)) n        D: denoised, n: unit noise
+    x_next = exp(-k) x + (1 - exp(-k)) D + sigma_next sqrt(1 - exp(-2 eta h)) n     D: denoised, n: noise
 
-`eta` 0 gives the ODE, 1 the SDE that ancestral sampling follows. Noise over overlapping intervals must agree: give a Brownian
-noise (noise.py) where a solver asks for halves of a step.
+`eta` 0 gives the ODE, 1 the SDE that ancestral sampling follows. Noise over overlapping intervals must agree:
+give a Brownian noise (noise.py) where a solver asks for halves of a step.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def sample_dpmpp_sde(
     s_noise: float = 1.0,
     r: float = 0.5,
 ) -> Tensor:
-    """DPM-Solver++ (2S) with noise at the midpoint and at the end: order 2, two calls per step except into sigma 0."""
+    """DPM-Solver++ (2S) with noise at the midpoint and at the end: order 2, two calls per step except into
+    sigma 0."""
     for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)
         if sigma_next == 0:
@@ -111,8 +113,8 @@ def two_step(
     *,
     heun: bool,
 ) -> Tensor:
-    """D changes linearly over the step, at the rate seen over the last one. The forms differ in its weight: (1 - exp(-k)) / 2
-    (midpoint) or phi_2(k) (Heun); both are k / 2 to first order."""
+    """D changes linearly over the step, at the rate seen over the last one. The forms differ in its weight:
+    (1 - exp(-k)) / 2 (midpoint) or phi_2(k) (Heun); both are k / 2 to first order."""
     previous: Tensor | None = None
     h_last = 0.0
     for i, sigma, sigma_next in steps_of(sigmas):
@@ -143,8 +145,9 @@ def sample_dpmpp_3m_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """Three-step SDE-DPM-Solver++ as the community ships it, one call per step. The weight of the second difference lacks a factor
-    2, which makes it of order 2 in spite of its name; `dpmpp_3m_sde_exact` has it."""
+    """Three-step SDE-DPM-Solver++ as the community ships it, one call per step. The weight of the second
+    difference lacks a factor 2, which makes it of order 2 in spite of its name; `dpmpp_3m_sde_exact` has
+    it."""
     return three_step(denoise, x, sigmas, noise, on_step, eta, s_noise, second=1.0)
 
 
@@ -158,7 +161,8 @@ def sample_dpmpp_3m_sde_exact(
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """Three-step SDE-DPM-Solver++ with the right weight of the second difference: order 3 at eta 0, one call per step."""
+    """Three-step SDE-DPM-Solver++ with the right weight of the second difference: order 3 at eta 0, one call
+    per step."""
     return three_step(denoise, x, sigmas, noise, on_step, eta, s_noise, second=2.0)
 
 
@@ -173,7 +177,8 @@ def three_step(
     *,
     second: float,
 ) -> Tensor:
-    """D is a parabola through its last three values; the integral of its quadratic term is `second` * phi_3 per unit."""
+    """D is a parabola through its last three values; the integral of its quadratic term is `second` * phi_3
+    per unit."""
     pasts: list[tuple[Tensor, float]] = []  # (denoised, h of the step it began), newest first
     for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)

@@ -1,8 +1,10 @@
-"""What every solver shares: the function it is given, what it tells after a step, and the two moves all are made of.
+"""What every solver shares: the function it is given, what it tells after a step, and the two moves all are
+made of.
 
-A solver is `sample_x(denoise, x, sigmas, *, noise=None, on_step=None, ...) -> x`. `denoise(x, sigma)` is the ideal picture as the
-model sees it, x [b c h w] begins at sigmas[0] and is returned at sigmas[-1]. `sigmas` [n + 1] is float64 on the CPU and its
-values become Python floats, so that no step waits for a device. One pair of neighbouring levels is a step.
+A solver is `sample_x(denoise, x, sigmas, *, noise=None, on_step=None, ...) -> x`. `denoise(x, sigma)` is the
+ideal picture as the model sees it, x [b c h w] begins at sigmas[0] and is returned at sigmas[-1]. `sigmas` [n
++ 1] is float64 on the CPU and its values become Python floats, so that no step waits for a device. One pair
+of neighbouring levels is a step.
 """
 
 from __future__ import annotations
@@ -37,13 +39,16 @@ def steps_of(sigmas: Tensor) -> list[tuple[int, float, float]]:
     return [(i, a, b) for i, (a, b) in enumerate(zip(values, values[1:], strict=False))]
 
 
-def tell(on_step: OnStep | None, index: int, sigma: float, sigma_next: float, x: Tensor, denoised: Tensor) -> None:
+def tell(
+    on_step: OnStep | None, index: int, sigma: float, sigma_next: float, x: Tensor, denoised: Tensor
+) -> None:
     if on_step is not None:
         on_step(Step(index, sigma, sigma_next, x, denoised))
 
 
 def euler_to(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One explicit Euler step from sigma to sigma_next, written as the interpolation it is: exact at sigma_next = 0."""
+    """One explicit Euler step from sigma to sigma_next, written as the interpolation it is: exact at
+    sigma_next = 0."""
     ratio = sigma_next / sigma
     return ratio * x + (1 - ratio) * denoised
 
@@ -54,7 +59,8 @@ def slope(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
 
 
 def ancestral(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; eta 1 is the full DDPM variance."""
+    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; eta 1 is the full DDPM
+    variance."""
     if sigma_next == 0:
         return 0.0, 0.0
     up = min(sigma_next, eta * math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))

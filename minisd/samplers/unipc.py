@@ -1,7 +1,8 @@
 """UniPC: a predictor and a corrector of any order from one call per step.
 
-Paper: Zhao et al. 2023 (arXiv:2302.04867), algorithms 1 and 2, data prediction. The corrector takes the call that the next step needs anyway,
-made at the predicted x, and gains one order: order p converges as p + 1. bh1 and bh2 are its two choices of B(h).
+Paper: Zhao et al. 2023 (arXiv:2302.04867), algorithms 1 and 2, data prediction. The corrector takes the call
+that the next step needs anyway, made at the predicted x, and gains one order: order p converges as p + 1. bh1
+and bh2 are its two choices of B(h).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from minisd.samplers.step import Denoise, Noise, OnStep, euler_to, steps_of, tel
 
 
 def weights(ratios: Sequence[float], h: float, variant: str) -> tuple[list[float], float]:
-    """(weights of the differences D_k - D_0 over ratio_k, B): they solve sum_k rho_k r_k^(m-1) B = h^m-th phi term, m = 1 .. p.
+    """(weights of the differences D_k - D_0 over ratio_k, B): they solve sum_k rho_k r_k^(m-1) B = h^m-th phi
+    term, m = 1 .. p.
 
     ratios: (lambda_k - lambda_0) / h of the points that the differences lead to.
     """
@@ -63,7 +65,8 @@ def sample_unipc(
     order: int = 2,
     variant: str = "bh2",
 ) -> Tensor:
-    """UniPC of order 1 to 3 (converging as order + 1), one call per step, order 1 and no corrector into sigma 0.
+    """UniPC of order 1 to 3 (converging as order + 1), one call per step, order 1 and no corrector into sigma
+    0.
 
     variant: "bh1" or "bh2". Raises ValueError for another.
     """

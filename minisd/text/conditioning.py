@@ -1,9 +1,10 @@
 """What the UNet is told: prompts through the text encoders of the family, and the size vector of SDXL.
 
-    prompt -> ids -> each encoder -> context [1, n, context_dim]     SDXL: both encoders side by side on the last axis
-                                  -> y       [1, y_dim]              SDXL: pooled text and six (refiner: five) numbers
+    prompt -> ids -> each encoder -> context [1, n, context_dim]   SDXL: encoders side by side on the last axis
+                                  -> y       [1, y_dim]            SDXL: pooled text and six (refiner: five) numbers
 
-Papers: Rombach et al. 2022 (arXiv:2112.10752) for the context; Podell et al. 2023 (arXiv:2307.01952) section 2.2 for y.
+Papers: Rombach et al. 2022 (arXiv:2112.10752) for the context; Podell et al. 2023 (arXiv:2307.01952) section
+2.2 for y.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Conditioning:
 class Encoders(Protocol):
     """What is needed of a loaded model."""
 
-    config: ModelConfig
-    text_encoders: Sequence[TextEncoder]
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def text_encoders(self) -> Sequence[TextEncoder]: ...
 
 
 def number_of_chunks(prompt_ids: list[int], request: Request, field: str) -> int:
@@ -57,7 +60,8 @@ def number_of_chunks(prompt_ids: list[int], request: Request, field: str) -> int
 
 
 def encode_prompts(model: Encoders, request: Request) -> tuple[Conditioning, Conditioning]:
-    """(conditional, unconditional) of a request made whole by `Request.for_model`. Both contexts have the same length."""
+    """(conditional, unconditional) of a request made whole by `Request.for_model`. Both contexts have the
+    same length."""
     ids, negative_ids = encode(request.prompt), encode(request.negative_prompt)
     chunks = max(
         number_of_chunks(ids, request, "prompt"),
@@ -80,7 +84,9 @@ def pooled_width(config: ModelConfig) -> int:
     return next(u.config.projection_dim or 0 for u in config.text if u.pooled)
 
 
-def encode_one(model: Encoders, request: Request, ids: list[int], chunks: int, aesthetic: float) -> Conditioning:
+def encode_one(
+    model: Encoders, request: Request, ids: list[int], chunks: int, aesthetic: float
+) -> Conditioning:
     contexts, pooled = [], None
     for use, encoder in zip(model.config.text, model.text_encoders, strict=True):
         hidden, first = encode_with(encoder, use, ids, chunks, request.clip_skip)
@@ -106,8 +112,8 @@ def encode_with(
 
 
 def size_embedding(request: Request, config: ModelConfig, aesthetic: float) -> Tensor:
-    """Sinusoids [1, 256 * k] of SDXL's numbers: original height, width; crop top, left; target height, width. The refiner
-    has the aesthetic score in place of the target size."""
+    """Sinusoids [1, 256 * k] of SDXL's numbers: original height, width; crop top, left; target height, width.
+    The refiner has the aesthetic score in place of the target size."""
     assert request.original_size is not None and request.target_size is not None, "set by Request.for_model"
     last = (aesthetic,) if config.size_conditioning == "refiner" else request.target_size
     numbers = torch.tensor([*request.original_size, *request.crop, *last], dtype=torch.float32)

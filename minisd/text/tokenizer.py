@@ -1,11 +1,13 @@
 """CLIP's byte-pair tokenizer: text to the 49,408 ids that every Stable Diffusion was trained with.
 
-Paper: Sennrich et al. 2016 (arXiv:1508.07909). The vocabulary is OpenAI's (MIT), packed as its merge list; the ids follow
-from it (`vocabulary`). The pipeline is the Hugging Face flavour, the one prompts are normally encoded with: NFC, white
-space to one blank, lower case, split into words, single digits and runs of other symbols, bytes, merges. It differs from
-open_clip only where ftfy or HTML unescaping would change the text first.
+Paper: Sennrich et al. 2016 (arXiv:1508.07909). The vocabulary is OpenAI's (MIT), packed as its merge list;
+the ids follow from it (`vocabulary`). The pipeline is the Hugging Face flavour, the one prompts are normally
+encoded with: NFC, white space to one blank, lower case, split into words, single digits and runs of other
+symbols, bytes, merges. It differs from open_clip only where ftfy or HTML unescaping would change the text
+first.
 
-A literal `<|startoftext|>` or `<|endoftext|>` in a prompt becomes that id, as with OpenAI's and Hugging Face's tokenizers.
+A literal `<|startoftext|>` or `<|endoftext|>` in a prompt becomes that id, as with OpenAI's and Hugging
+Face's tokenizers.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def byte_symbols() -> list[str]:
-    """The printable stand-in of each byte: itself where printable in Latin-1, else U+0100 and up, in CLIP's order."""
+    """The printable stand-in of each byte: itself where printable in Latin-1, else U+0100 and up, in CLIP's
+    order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = {b: chr(b) for b in printable}
     others = (b for b in range(256) if b not in symbols)
@@ -38,7 +41,8 @@ def byte_symbols() -> list[str]:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(symbol -> id, merges in order of rank): 256 bytes, the same ending a word, 48,894 merges, two special tokens."""
+    """(symbol -> id, merges in order of rank): 256 bytes, the same ending a word, 48,894 merges, two special
+    tokens."""
     packed = resources.files("minisd").joinpath("assets/clip_merges.txt.gz").read_bytes()
     merges = []
     for line in gzip.decompress(packed).decode("utf-8").split("\n"):
@@ -52,11 +56,17 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 @cache
 def clip_tokenizer() -> Tokenizer:
-    """The `tokenizers` object, built once per process (about 0.1 s). Reading it from several threads is safe."""
+    """The `tokenizers` object, built once per process (about 0.1 s). Reading it from several threads is
+    safe."""
     ids, merges = vocabulary()
     tokenizer = Tokenizer(
         BPE(
-            ids, merges, unk_token="<|endoftext|>", continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False
+            ids,
+            merges,
+            unk_token="<|endoftext|>",
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
         )
     )
     tokenizer.normalizer = Sequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
@@ -77,10 +87,11 @@ def encode(text: str) -> list[int]:
 
 
 def chunk(ids: list[int], pad_id: int, *, chunks: int = 1) -> list[list[int]]:
-    """Contexts of 77 ids: BOS, 75 of the prompt, EOS, then `pad_id`. Ids beyond `chunks` contexts are dropped.
+    """Contexts of 77 ids: BOS, 75 of the prompt, EOS, then `pad_id`. Ids beyond `chunks` contexts are
+    dropped.
 
-    An empty prompt gives one context. Fewer ids than `chunks` contexts hold are filled with empty contexts, so that a
-    short negative prompt can stand beside a long positive one.
+    An empty prompt gives one context. Fewer ids than `chunks` contexts hold are filled with empty contexts,
+    so that a short negative prompt can stand beside a long positive one.
     """
     out = []
     for index in range(chunks):

@@ -1,4 +1,5 @@
-"""What all benchmarks share: the machine in words, fresh processes with their peak memory, interleaved rounds, medians."""
+"""What all benchmarks share: the machine in words, fresh processes with their peak memory, interleaved
+rounds, medians."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 def machine() -> dict[str, object]:
     """Processor, cores, memory, versions, commit and load: without these a figure means nothing."""
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?:?")
+    cpu = next(
+        (x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?:?"
+    )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     names = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "minisd")
     found = {}
@@ -41,7 +44,8 @@ def machine() -> dict[str, object]:
 
 
 def fresh(code: str, *args: str) -> dict[str, float]:
-    """Run Python code in a new process. Returns its wall seconds and what it wrote as JSON in its last line, if anything."""
+    """Run Python code in a new process. Returns its wall seconds and what it wrote as JSON in its last line,
+    if anything."""
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT)
     seconds = time.perf_counter() - begun

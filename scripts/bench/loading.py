@@ -1,7 +1,7 @@
 """Memory and time of opening and loading: an SDXL file of 6.9 GB looked at, an SD1.5 file of 2.1 GB loaded.
 
-The files are made here: the released names, shapes and dtypes; SDXL with a hole for data (inspecting reads none), SD1.5 with
-random weights. Peak resident memory is VmHWM of a fresh process.
+The files are made here: the released names, shapes and dtypes; SDXL with a hole for data (inspecting reads
+none), SD1.5 with random weights. Peak resident memory is VmHWM of a fresh process.
 """
 
 from __future__ import annotations
@@ -16,22 +16,31 @@ from minisd.weights_loader.source import DTYPES, TensorInfo
 from scripts.bench.common import PEAK, fresh, median, record
 from tests.weights_loader.manifests import manifest
 
-INSPECT = PEAK + """
+INSPECT = (
+    PEAK
+    + """
 import sys, time, torch
 import minisd.weights_loader.checkpoint
 before, begun = resident(), time.perf_counter()
 report = minisd.weights_loader.checkpoint.open_checkpoint(sys.argv[1]).report()
 str(report)
-print(json.dumps({"open": time.perf_counter() - begun, "more": peak() - before, "sdxl": int("xl" in str(report).lower())}))
+seconds, more = time.perf_counter() - begun, peak() - before
+print(json.dumps({"open": seconds, "more": more, "sdxl": int(report.family == "sdxl")}))
 """
-COMMAND = PEAK + """
+)
+COMMAND = (
+    PEAK
+    + """
 import sys, io, contextlib
 from minisd.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
     assert main(["inspect", sys.argv[1], "--json"]) == 0
 print(json.dumps({"peak": peak()}))
 """
-LOAD = PEAK + """
+)
+LOAD = (
+    PEAK
+    + """
 import sys, time, torch, minisd
 import minisd.model
 before, begun = resident(), time.perf_counter()
@@ -39,6 +48,7 @@ engine = minisd.load(sys.argv[1], dtype=sys.argv[2], vae_dtype=sys.argv[2])
 weights = sum(p.weight_bytes for p in engine.plan.parts)
 print(json.dumps({"load": time.perf_counter() - begun, "peak": peak(), "before": before, "weights": weights}))
 """
+)
 
 
 def write(path: Path, name: str, dtype: str, random: bool) -> None:
@@ -80,7 +90,9 @@ def main(rounds: int = 5) -> None:
             figures[f"SD1.5 fp16 file to {dtype}, weights GB"] = weights / 1e9
             figures[f"SD1.5 fp16 file to {dtype}, s"] = median([x["load"] for x in runs])
             figures[f"SD1.5 fp16 file to {dtype}, peak GB"] = median([x["peak"] for x in runs]) / 1e9
-            figures[f"SD1.5 fp16 file to {dtype}, peak over weights"] = median([x["peak"] for x in runs]) / weights
+            figures[f"SD1.5 fp16 file to {dtype}, peak over weights"] = (
+                median([x["peak"] for x in runs]) / weights
+            )
             more = median([x["peak"] - x["before"] for x in runs]) / weights
             figures[f"SD1.5 fp16 file to {dtype}, peak without torch itself over weights"] = more
     for name, value in figures.items():

@@ -1,6 +1,7 @@
-"""One UNet step of SD1.5 at 512 x 512 beside diffusers' in one process: same random weights, same input, taking turns.
+"""One UNet step of SD1.5 at 512 x 512 beside diffusers' in one process: same random weights, same input,
+taking turns.
 
-    python -m scripts.bench.unet [float32|bfloat16] [rounds]
+python -m scripts.bench.unet [float32|bfloat16] [rounds]
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ def main(dtype_name: str = "float32", rounds: int = 5) -> None:
     with torch.device("meta"):
         ours = UNet(SD1.unet)
         theirs = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8, sample_size=64
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            sample_size=64,
         )
     weights = {
         k: (torch.randn(v.shape, generator=generator) * max(v[0].numel(), 1) ** -0.5).to(dtype)
         for k, v in ours.state_dict().items()
     }
     ours.load_state_dict(weights, strict=True, assign=True)
-    theirs.load_state_dict(dict(theirs_from(unet_rules(SD1.unet), weights.__getitem__)), strict=True, assign=True)
+    theirs.load_state_dict(
+        dict(theirs_from(unet_rules(SD1.unet), weights.__getitem__)), strict=True, assign=True
+    )
     del weights
     ours = ours.requires_grad_(False).to(memory_format=torch.channels_last)
     plain = theirs.requires_grad_(False)
@@ -61,7 +67,8 @@ def main(dtype_name: str = "float32", rounds: int = 5) -> None:
         "diffusers, s": median(first["diffusers"]),
         "diffusers over minisd": median(first["diffusers"]) / median(first["minisd"]),
         "minisd again over minisd": median(first["minisd again"]) / median(first["minisd"]),
-        "diffusers channels-last over minisd": median(second["diffusers channels-last"]) / median(second["minisd"]),
+        "diffusers channels-last over minisd": median(second["diffusers channels-last"])
+        / median(second["minisd"]),
     }
     for name, value in figures.items():
         if name != "rounds":
