@@ -113,6 +113,7 @@ def render(font: ImageFont.FreeTypeFont, text: str, size: int = SIZE) -> np.ndar
         return None
     out = np.zeros((size, size, 4), np.uint8)
     edge = (size - inner) // 2
+    glyph = np.minimum(glyph, glyph[..., 3:])  # Lanczos overshoots; colour above alpha would glow
     out[edge : edge + inner, edge : edge + inner] = glyph
     return out
 

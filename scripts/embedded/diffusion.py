@@ -85,7 +85,7 @@ class Average:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, module in self.live.items():
             for shadow, live in zip(self.shadow[name].parameters(), module.parameters(), strict=True):
-                    shadow.lerp_(live, 1 - decay)
+                shadow.lerp_(live, 1 - decay)
 
 
 def build_like(module: nn.Module) -> nn.Module:

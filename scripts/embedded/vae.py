@@ -34,7 +34,7 @@ class VAERecipe:
     warm_up: int = 100
     cut: int = 64  # pixels
     batch: int = 8  # cuts; whole pictures: a quarter of it
-    whole_from: float = 0.7  # fraction of the time after which whole pictures are seen
+    whole_from: float = 0.45  # fraction of the time after which whole pictures are seen
     kl: float = 2e-4  # per latent value
     edges: float = 1.0
     log_every: int = 100
