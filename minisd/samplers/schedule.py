@@ -122,7 +122,12 @@ def spaced_timesteps(n: int, spacing: Spacing, *, num_train_timesteps: int = 100
         return torch.linspace(num_train_timesteps - 1, 0, n, dtype=torch.float64)
     if spacing == "leading":
         t = torch.arange(n, dtype=torch.float64).flip(0) * (num_train_timesteps // n) + offset
-        return t.clamp(max=num_train_timesteps - 1)
+        if t[0] > num_train_timesteps - 1:  # clamped, two steps would share a level
+            raise ValueError(
+                f"{n} leading steps with offset {offset} begin at timestep {int(t[0])}; this table ends at "
+                f"{num_train_timesteps - 1}: take fewer steps or a smaller offset"
+            )
+        return t
     if spacing == "trailing":
         t = num_train_timesteps - torch.arange(n, dtype=torch.float64) * (num_train_timesteps / n)
         return t.round() - 1

@@ -1,0 +1,125 @@
+"""Oracle: the published vectors of Random123's Philox4x32-10, and of the community's "NV" noise."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minisd.samplers.noise import batch_normal, philox4x32, philox_normal, torch_normal
+
+ALL = 0xFFFFFFFF
+VECTORS = [  # (counter, key, output) of Random123's kat_vectors
+    ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ((ALL, ALL, ALL, ALL), (ALL, ALL), "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+DIGEST = "c34032a813dfe21a70dad0733641cc8d2608013478649eaf3412b3ce145c1b92"
+PROGRAM = """
+import hashlib
+from minisd.samplers.noise import philox_normal
+whole = hashlib.sha256()
+for seed in (0, 1, 2**40 + 7, 2**64 - 1):
+    for draw in (0, 3):
+        whole.update(philox_normal(seed, draw, (4, 64, 65)).numpy().tobytes())
+print(whole.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("counter,key,output", VECTORS)
+def test_philox(counter: tuple[int, ...], key: tuple[int, int], output: str) -> None:
+    """Oracle: Random123's known answers."""
+    words = philox4x32(np.array(counter, dtype=np.uint32)[:, None], key)
+    assert " ".join(f"{int(w):08x}" for w in words[:, 0]) == output
+
+
+def test_normals_of_seed_zero() -> None:
+    """Oracle: the first numbers that CUDA's generator and A1111's "NV" source give for seed 0."""
+    wanted = [-0.92466259, -0.42534415, -2.6438457, 0.14518388]
+    assert philox_normal(0, 0, (4,)).tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_normals_are_normal() -> None:
+    """Oracle: mean 0, standard deviation 1, skewness 0, kurtosis 3, to five standard errors."""
+    x = philox_normal(1234, 0, (1000, 1000)).double()
+    n = x.numel()
+    moments = [float((x**k).mean()) for k in (1, 2, 3, 4)]
+    for moment, wanted, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(moment - wanted) < 5 * (variance / n) ** 0.5
+    assert torch.isfinite(x).all()
+
+
+def test_a_draw_is_a_function_of_seed_draw_and_place() -> None:
+    """Oracle: equality and inequality of draws."""
+    a = philox_normal(7, 0, (4, 8, 8))
+    assert a.dtype == torch.float32
+    assert torch.equal(a, philox_normal(7, 0, (4, 8, 8)))
+    assert torch.equal(a.flatten()[:100], philox_normal(7, 0, (100,)))
+    for seed, draw in ((8, 0), (7, 1), (7 + 2**32, 0)):
+        assert not torch.equal(a, philox_normal(seed, draw, (4, 8, 8)))
+
+
+@pytest.mark.parametrize("source", ["philox", "torch"])
+def test_image_i_of_a_batch_is_its_own_seed(source: str) -> None:
+    """Oracle: equality with the draw of that seed alone."""
+    shape, seeds = (4, 9, 7), [41, 42, 2**64 - 1]
+    for draw in (0, 1, 3):
+        batch = batch_normal(source, seeds, draw, shape)
+        assert batch.shape == (3, *shape)
+        for row, seed in zip(batch, seeds, strict=True):
+            assert torch.equal(row, batch_normal(source, [seed], draw, shape)[0])
+
+
+def test_torch_source_is_a_seeded_generator() -> None:
+    """Oracle: torch.randn of one CPU generator, draw after draw."""
+    generator = torch.Generator().manual_seed(5)
+    for draw in range(3):
+        assert torch.equal(torch_normal(5, draw, (4, 8, 8)), torch.randn(4, 8, 8, generator=generator))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    """Oracle: torch's and numpy's global states before and after."""
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]
+    philox_normal(1, 0, (10,))
+    torch_normal(1, 2, (10,))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"ATEN_CPU_CAPABILITY": "default"},
+        {"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_ICL AVX512_SPR"},
+        {"OMP_NUM_THREADS": "1"},
+    ],
+    ids=["as it is", "plain torch", "plain numpy", "one thread"],
+)
+def test_the_bits_do_not_depend_on_the_machine(environment: dict[str, str]) -> None:
+    """Oracle: a sha256 written down once, in processes that may use fewer instructions or threads."""
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        env={**os.environ, **environment, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == DIGEST
+
+
+def test_one_draw_has_the_bytes_written_down() -> None:
+    """Oracle: sha256 of seed 0, draw 0."""
+    digest = hashlib.sha256(philox_normal(0, 0, (4, 8, 8)).numpy().tobytes()).hexdigest()
+    assert digest == "75946fc0e16baebf9044dd860baac488848cf367c4312c9680433b774c8c039c"
