@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +20,19 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from minisd.config import FAMILIES, ModelConfig, Prediction, TAESDConfig, TextConfig, VAEConfig
+from minisd.config import ModelConfig, Prediction, TAESDConfig
 from minisd.errors import CheckpointError, listed, quoted
-from minisd.weights_loader.config_json import KEY, config_from_json
 from minisd.weights_loader.detect import detect
 from minisd.weights_loader.detection import Detection
 from minisd.weights_loader.folder import FolderSource
 from minisd.weights_loader.kinds import FAMILY_NAMES
-from minisd.weights_loader.networks import ema_names, text_part
+from minisd.weights_loader.networks import ema_names
 from minisd.weights_loader.open import open_source
-from minisd.weights_loader.part import Part, check_part, read_part
-from minisd.weights_loader.places import Place
+from minisd.weights_loader.part import Part, PartReader, check_part
 from minisd.weights_loader.report import LoadReport, PartReport
 from minisd.weights_loader.rule import expected_theirs
 from minisd.weights_loader.source import TensorSource
+from minisd.weights_loader.swap import taken
 from minisd.weights_loader.unread import sort_leftovers
 
 Pieces = Mapping[str, tuple[TensorSource, Part]]
@@ -170,24 +169,23 @@ class Checkpoint:
         `ema_choice`, other parts have no copy. allow_nonfinite: accept NaN and infinity.
         Raises CheckpointError for anything missing, surplus, of wrong shape or not finite.
         """
-        return dict(self.iterate(part, dtype=dtype, ema=ema, allow_nonfinite=allow_nonfinite))
+        self.check(part)
+        reader = self.reader(part, dtype=dtype, ema=ema, allow_nonfinite=allow_nonfinite)
+        return {rule.ours: reader.read(rule) for rule in self.part(part).rules}
 
-    def iterate(
+    def reader(
         self,
         part: str,
         *,
         dtype: torch.dtype | None = None,
         ema: bool | None = None,
         allow_nonfinite: bool = False,
-    ) -> Iterator[tuple[str, Tensor]]:
-        """As `state_dict`, but one (name, tensor) at a time: for copying models that are larger than
-        memory."""
-        self.check(part)
+    ) -> PartReader:
+        """Reads single parameters of a part, unchecked; `state_dict` for all of them."""
         source, found = self._piece(part)
-        renamed = None
-        if part == "unet" and self.ema_choice(ema)[0]:
-            renamed = ema_names(found, source.tensors)
-        return read_part(source, found, dtype=dtype, allow_nonfinite=allow_nonfinite, renamed=renamed)
+        copies = part == "unet" and self.ema_choice(ema)[0]
+        renamed = ema_names(found, source.tensors) if copies else None
+        return PartReader(source, found, dtype=dtype, allow_nonfinite=allow_nonfinite, renamed=renamed)
 
     def ema_choice(self, ema: bool | None = None) -> tuple[bool, str]:
         """(whether the EMA copy is the UNet, why). Raises CheckpointError if a copy is asked for and not
@@ -231,8 +229,9 @@ class Checkpoint:
         unknown = self._leftovers[1]
         if unknown and not self._allow_unknown:
             raise CheckpointError(
-                f"{quoted(self.name)} was taken for {self.detection.summary}, but {len(unknown)} tensors are not "
-                f"of it: {listed(unknown)}; it may be of another architecture (allow_unknown loads it anyway)"
+                f"{quoted(self.name)} was taken for {self.detection.summary}, but "
+                f"{len(unknown)} tensors are not of it: {listed(unknown)}; it may be of another architecture "
+                "(allow_unknown loads it anyway)"
             )
 
     def _check_fits(self, part: str) -> None:
@@ -250,44 +249,20 @@ class Checkpoint:
             )
 
     def swap(self, part: str, other: Checkpoint) -> Checkpoint:
-        """This checkpoint with `part` taken from another. The scale of the latents stays the UNet's, text is
-        used as this family uses it. Raises CheckpointError if the part is not there or does not fit."""
+        """This checkpoint with `part` taken from another: a VAE, a text encoder, a TAESD.
+
+        The scale of the latents stays the UNet's, and text is used as this family uses it. Raises
+        CheckpointError if the other lacks the part or it does not fit.
+        """
         if self.config is None:
             raise CheckpointError(
                 f"{quoted(self.name)} is {self.detection.summary}; parts are swapped into a file with a UNet"
             )
-        if part == "vae":
-            source, piece = other._piece("vae")
-            assert isinstance(piece.config, VAEConfig)
-            if piece.config.z_channels != self.config.vae.z_channels:
-                raise CheckpointError(
-                    f"the VAE of {quoted(other.name)} has {piece.config.z_channels} latent channels; "
-                    f"the UNet needs {self.config.vae.z_channels}"
-                )
-            vae = replace(piece.config, scale_factor=self.config.vae.scale_factor)
-            return self._with("vae", source, replace(piece, config=vae), replace(self.config, vae=vae))
-        if part == "taesd":
-            return self._with("taesd", *other._piece("taesd"), self.config)
-        known = [use.part for use in self.config.text]
-        if part not in known:
-            raise CheckpointError(
-                f"{quoted(part)} cannot be swapped; known here are vae, taesd, {', '.join(known)}"
-            )
-        texts = [n for n in other.parts if isinstance(other.part(n).config, TextConfig)]
-        source, piece = other._piece(texts[0] if len(texts) == 1 else part)
-        index = known.index(part)
-        row = next(use for use in FAMILIES[self.config.family].text if use.part == part)
-        declared = config_from_json(source.metadata[KEY]) if KEY in source.metadata else None
-        place = Place("text", piece.prefix, piece.layout)
-        piece, use = text_part(source.tensors, place, row, declared, source.metadata)
-        text = (*self.config.text[:index], use, *self.config.text[index + 1 :])
-        swapped = self._with(part, source, piece, replace(self.config, text=text))
+        source, piece, config = taken(part, self.config, self.name, other)
+        pieces = {**self._pieces, part: (source, piece)}
+        swapped = Checkpoint(self.source, self.detection, config, pieces, self._allow_unknown)
         swapped._check_fits(part)
         return swapped
-
-    def _with(self, part: str, source: TensorSource, piece: Part, config: ModelConfig) -> Checkpoint:
-        pieces = {**self._pieces, part: (source, piece)}
-        return Checkpoint(self.source, self.detection, config, pieces, self._allow_unknown)
 
     def report(self, *, ema: bool | None = None) -> LoadReport:
         """What loading finds; reads headers only and raises nothing for a file that opened."""

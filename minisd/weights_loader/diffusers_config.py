@@ -223,5 +223,51 @@ def scheduler_json(config: ModelConfig) -> Json:
     }
 
 
+PIPELINES = {  # (family, what the UNet takes beside the latent)
+    ("sd1", "none"): "StableDiffusionPipeline",
+    ("sd1", "inpaint"): "StableDiffusionInpaintPipeline",
+    ("sd1", "ip2p"): "StableDiffusionInstructPix2PixPipeline",
+    ("sd2", "none"): "StableDiffusionPipeline",
+    ("sd2", "inpaint"): "StableDiffusionInpaintPipeline",
+    ("sd2", "depth"): "StableDiffusionDepth2ImgPipeline",
+    ("sdxl", "none"): "StableDiffusionXLPipeline",
+    ("sdxl", "inpaint"): "StableDiffusionXLInpaintPipeline",
+    ("sdxl", "ip2p"): "StableDiffusionXLInstructPix2PixPipeline",
+    ("sdxl-refiner", "none"): "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+def model_index(config: ModelConfig, present: list[str]) -> Json:
+    """model_index.json. What is not `present`, and tokenizers, are null: the caller of diffusers supplies
+    them."""
+    pipeline = PIPELINES.get((config.family, config.concat))
+    if pipeline is None:
+        raise CheckpointError(
+            f"diffusers has no pipeline for {config.family} with {config.concat}; write the original layout"
+        )
+    nothing = [None, None]
+    xl = config.size_conditioning != "none"
+    names = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
+    data: Json = {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.19.0",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for name in names:
+        pooled = any(use.part == name and use.config.projection_dim is not None for use in config.text)
+        data[name] = ["transformers", "CLIPTextModelWithProjection" if pooled else "CLIPTextModel"]
+        data[name.replace("text_encoder", "tokenizer")] = nothing
+    for name in ("unet", "vae", *names):
+        if name not in present:
+            data[name] = nothing
+    if xl:
+        data["force_zeros_for_empty_prompt"] = config.size_conditioning == "sdxl"
+    else:
+        data |= {"safety_checker": nothing, "feature_extractor": nothing, "requires_safety_checker": False}
+    return data
+
+
 def dump(data: Mapping[str, object]) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"

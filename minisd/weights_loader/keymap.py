@@ -215,10 +215,10 @@ def _text(config: TextConfig, projection: str) -> Iterator[Rule]:
     yield Rule(f"{root}.embeddings.position_embedding.weight", (config.max_length, d), "positional_embedding")
     for n in range(config.layers):
         ours, theirs = f"{root}.encoder.layers.{n}", f"transformer.resblocks.{n}"
-        for index, name in enumerate(("q_proj", "k_proj", "v_proj")):  # stacked in this order
-            attn = f"{ours}.self_attn.{name}"
-            yield Rule(f"{attn}.weight", (d, d), f"{theirs}.attn.in_proj_weight", "rows", index * d)
-            yield Rule(f"{attn}.bias", (d,), f"{theirs}.attn.in_proj_bias", "rows", index * d)
+        for kind, shape in (("weight", (d, d)), ("bias", (d,))):
+            for index, name in enumerate(("q_proj", "k_proj", "v_proj")):  # stacked in this order
+                attn, stacked = f"{ours}.self_attn.{name}.{kind}", f"{theirs}.attn.in_proj_{kind}"
+                yield Rule(attn, shape, stacked, "rows", index * d)
         yield from linear(f"{ours}.self_attn.out_proj", f"{theirs}.attn.out_proj", d, d)
         yield from norm(f"{ours}.layer_norm1", f"{theirs}.ln_1", d)
         yield from linear(f"{ours}.mlp.fc1", f"{theirs}.mlp.c_fc", d, config.mlp_dim)

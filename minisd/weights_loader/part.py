@@ -4,7 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -97,41 +97,64 @@ def check_part(part: Part, tensors: Tensors, what: str, hint: str = "") -> None:
         )
 
 
-def read_part(
-    source: TensorSource,
-    part: Part,
-    *,
-    dtype: torch.dtype | None = None,
-    allow_nonfinite: bool = False,
-    renamed: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """(our name, tensor) of every parameter, in the order of the rules; one tensor of the file is held at a
-    time.
+class PartReader:
+    """Reads the parameters of a part; one tensor of the file is held, so rows of a stacked one are read once.
 
     dtype: of the result; None keeps the file's, and float32 for scaled fp8, whose values no 8-bit type holds.
+    allow_nonfinite: accept NaN and infinity, which are a CheckpointError otherwise.
     renamed: {name in the file by the rules: name to read instead}, for EMA copies.
-    Raises CheckpointError for a value that is not finite, unless allowed.
     """
-    held: tuple[str, Tensor] | None = None
-    for rule in part.rules:
-        name = part.prefix + rule.theirs
-        name = renamed.get(name, name) if renamed else name
-        if held is None or held[0] != name:
-            tensor = _read(source, name, dtype)
-            if not allow_nonfinite:
-                check_finite(tensor, name, source.tensors[name].dtype)
-            held = (name, tensor)
-        yield rule.ours, rule.ours_from(held[1])
 
+    def __init__(
+        self,
+        source: TensorSource,
+        part: Part,
+        *,
+        dtype: torch.dtype | None = None,
+        allow_nonfinite: bool = False,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source, self._part, self._dtype = source, part, dtype
+        self._allow_nonfinite = allow_nonfinite
+        self._renamed = renamed or {}
+        self._held: tuple[str, Tensor] | None = None
 
-def _read(source: TensorSource, name: str, dtype: torch.dtype | None) -> Tensor:
-    scale = scale_name(name)
-    if scale == name or scale not in source.tensors or source.tensors[name].dtype not in FP8:
-        return source.read(name, dtype=dtype)
-    if source.tensors[scale].shape not in ((), (1,)):
-        raise CheckpointError(f"{quoted(scale)} is {list(source.tensors[scale].shape)}; expected one number")
-    weight = source.read(name, dtype=torch.float32) * source.read(scale, dtype=torch.float32)
-    return weight.to(dtype or torch.float32)
+    def _name(self, rule: Rule) -> str:
+        name = self._part.prefix + rule.theirs
+        return self._renamed.get(name, name)
+
+    def _scale(self, name: str) -> str | None:
+        """The name of this tensor's fp8 scale, if it has one."""
+        scale = scale_name(name)
+        scaled = scale != name and scale in self._source.tensors and self._source.tensors[name].dtype in FP8
+        return scale if scaled else None
+
+    def dtype_of(self, rule: Rule) -> torch.dtype:
+        """Of the parameter when it is read."""
+        name = self._name(rule)
+        return self._dtype or (torch.float32 if self._scale(name) else self._source.tensors[name].dtype)
+
+    def read(self, rule: Rule) -> Tensor:
+        """The parameter, in our shape. Raises CheckpointError for a value that is not finite, unless
+        allowed."""
+        name = self._name(rule)
+        if self._held is None or self._held[0] != name:
+            self._held = None
+            tensor = self._read(name)
+            if not self._allow_nonfinite:
+                check_finite(tensor, name, self._source.tensors[name].dtype)
+            self._held = (name, tensor)
+        return rule.ours_from(self._held[1])
+
+    def _read(self, name: str) -> Tensor:
+        scale = self._scale(name)
+        if scale is None:
+            return self._source.read(name, dtype=self._dtype)
+        if self._source.tensors[scale].shape not in ((), (1,)):
+            shape = list(self._source.tensors[scale].shape)
+            raise CheckpointError(f"{quoted(scale)} is {shape}; expected one number")
+        weight = self._source.read(name, dtype=torch.float32)
+        return (weight * self._source.read(scale, dtype=torch.float32)).to(self._dtype or torch.float32)
 
 
 def check_finite(tensor: Tensor, name: str, stored: torch.dtype) -> None:

@@ -27,7 +27,8 @@ class PartReport:
         dtypes = ", ".join(f"{count} {name}" for name, count in self.dtypes.items())
         text = (
             f"{self.part:<15} {self.filled:>5} of {self.expected:>5} tensors  "
-            f"{self.elements / 1e6:>9,.1f} M parameters  {self.nbytes / 1e6:>9,.1f} MB  ({dtypes}; {self.layout} names)"
+            f"{self.elements / 1e6:>9,.1f} M parameters  {self.nbytes / 1e6:>9,.1f} MB  "
+            f"({dtypes}; {self.layout} names)"
         )
         return f"{text}\n  cannot be loaded: {self.problem}" if self.problem else text
 

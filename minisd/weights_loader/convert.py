@@ -1,0 +1,208 @@
+"""Writes a checkpoint anew: original single file or diffusers folder, other precision, with or without its
+EMA copy.
+
+Tensors go through one at a time, so a model larger than memory can be converted. Both layouts carry
+`minisd.config`, which says what shapes cannot. A folder has weights and configs of every part and the
+scheduler's, no tokenizer files: diffusers takes those of the family from elsewhere (`tokenizer=`).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisd.config import ModelConfig, TextUse
+from minisd.errors import CheckpointError, quoted
+from minisd.weights_loader import keymap
+from minisd.weights_loader.checkpoint import Checkpoint
+from minisd.weights_loader.config_json import KEY, config_to_json
+from minisd.weights_loader.diffusers_config import (
+    Json,
+    dump,
+    model_index,
+    scheduler_json,
+    text_json,
+    unet_json,
+    vae_json,
+)
+from minisd.weights_loader.folder import CONFIG_FILE
+from minisd.weights_loader.keymap import Rules
+from minisd.weights_loader.networks import ema_names
+from minisd.weights_loader.prediction import MARKERS
+from minisd.weights_loader.rule import Rule, expected_theirs, same_names, theirs_from
+from minisd.weights_loader.safetensors_file import write_safetensors
+from minisd.weights_loader.source import TensorInfo
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Item = tuple[TensorInfo, Callable[[], Tensor]]
+
+
+def convert(
+    checkpoint: Checkpoint,
+    target: str | os.PathLike[str],
+    *,
+    layout: str = "original",
+    dtype: str | torch.dtype | None = None,
+    prune_ema: bool = True,
+    ema: bool | None = None,
+) -> Path:
+    """Writes `checkpoint`, with its swapped parts, to `target` and returns the path.
+
+    layout: "original" writes one safetensors file, "diffusers" a folder. dtype: float32, float16 or bfloat16
+    for all floating point tensors; None keeps each one's. ema: write the EMA copy as the weights (None: see
+    `Checkpoint.ema_choice`). prune_ema=False keeps the EMA copy beside the plain weights, in the original
+    layout.
+
+    Parts that the checkpoint lacks are lacking in the target.
+    What is left unread when loading is not written; see `Checkpoint.report()`. Raises CheckpointError when
+    the target exists, a part is damaged, or the layout cannot hold the model. Nothing is left behind then.
+    Parts that the checkpoint lacks are lacking in the target.
+    """
+    target = Path(target)
+    config = checkpoint.config
+    if config is None:
+        summary = checkpoint.detection.summary
+        raise CheckpointError(f"{quoted(checkpoint.name)} is {summary}; only models with a UNet convert")
+    if target.exists():
+        raise CheckpointError(f"{quoted(target.name)} exists; give a name that is free")
+    if layout not in ("original", "diffusers"):
+        raise CheckpointError(f"layout is {quoted(layout)}; known are original and diffusers")
+    wanted = _dtype(dtype)
+    take_ema = checkpoint.ema_choice(ema)[0]
+    if not prune_ema and (layout == "diffusers" or take_ema or not checkpoint.detection.has_ema):
+        raise CheckpointError(
+            "the EMA copy can be kept only beside plain weights, in the original layout, "
+            "and from a file that has one"
+        )
+    for part in checkpoint.parts:
+        checkpoint.check(part)
+    if layout == "original":
+        items = list(_original(checkpoint, config, wanted, take_ema))
+        if not prune_ema:
+            items += _ema(checkpoint, wanted)
+        write_safetensors(target, items, _metadata(config))
+        return target
+    _write_folder(checkpoint, config, target, wanted, take_ema)
+    return target
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known is None and dtype is not None or known is not None and known not in DTYPES.values():
+        raise CheckpointError(f"dtype is {quoted(dtype)}; known are {', '.join(DTYPES)}")
+    return known
+
+
+def _metadata(config: ModelConfig) -> dict[str, str]:
+    spec = {"eps": "epsilon", "v": "v"}.get(config.prediction)
+    return {"format": "pt", KEY: config_to_json(config)} | (
+        {"modelspec.prediction_type": spec} if spec else {}
+    )
+
+
+def _original(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype | None, ema: bool
+) -> Iterator[Item]:
+    tables: dict[str, tuple[str, Rules]] = {
+        "unet": ("model.diffusion_model.", same_names(keymap.unet_rules(config.unet))),
+        "vae": ("first_stage_model.", same_names(keymap.vae_rules(config.vae))),
+    }
+    for use in config.text:
+        rules = keymap.text_rules(use.config) if use.layout == "openclip" else keymap.hf_rules(use.config)
+        tables[use.part] = (use.prefix, rules)
+    if "taesd" in checkpoint.parts:
+        tables["taesd"] = ("taesd.", same_names(checkpoint.part("taesd").rules))
+    for part, (prefix, rules) in tables.items():
+        if part in checkpoint.parts:
+            yield from _items(checkpoint, part, prefix, rules, dtype, ema)
+    if config.family == "sdxl":  # where other programs look for them
+        markers = ["v_pred"] if config.prediction == "v" else []
+        for marker in [*markers, "ztsnr"] if config.zero_terminal_snr else markers:
+            yield TensorInfo(marker, torch.float32, (0,)), partial(torch.zeros, 0)
+    for name, info in checkpoint.source.tensors.items():
+        if name in MARKERS and name.startswith("edm_"):  # these carry numbers
+            yield info, partial(checkpoint.source.read, name)
+
+
+def _items(
+    checkpoint: Checkpoint, part: str, prefix: str, rules: Rules, dtype: torch.dtype | None, ema: bool
+) -> Iterator[Item]:
+    """The tensors of a part under the names of `rules`, each made when it is written."""
+    reader = checkpoint.reader(part, dtype=dtype, ema=ema if part == "unet" else None)
+    by_name = {rule.ours: rule for rule in checkpoint.part(part).rules}
+    stacked: dict[str, list[Rule]] = {}
+    for rule in rules:
+        stacked.setdefault(rule.theirs, []).append(rule)
+    for theirs, shape in expected_theirs(rules).items():
+        rows = stacked[theirs]
+        info = TensorInfo(prefix + theirs, reader.dtype_of(by_name[rows[0].ours]), shape)
+
+        def make(rows: list[Rule] = rows, dtype: torch.dtype = info.dtype) -> Tensor:
+            [(_, tensor)] = theirs_from(rows, lambda name: reader.read(by_name[name]).to(dtype))
+            return tensor
+
+        yield info, make
+
+
+def _ema(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Iterator[Item]:
+    """The EMA copy under its own names."""
+    source = checkpoint.source
+    for copy in ema_names(checkpoint.part("unet"), source.tensors).values():
+        info = source.tensors[copy]
+        yield replace(info, dtype=dtype or info.dtype), partial(source.read, copy, dtype=dtype)
+
+
+def _write_folder(
+    checkpoint: Checkpoint, config: ModelConfig, target: Path, dtype: torch.dtype | None, ema: bool
+) -> None:
+    config = replace(config, text=tuple(_diffusers_use(use, config) for use in config.text))
+    tables: dict[str, tuple[str, Rules, Json]] = {
+        "unet": ("diffusion_pytorch_model", keymap.unet_rules(config.unet), unet_json(config)),
+        "vae": ("diffusion_pytorch_model", keymap.vae_rules(config.vae), vae_json(config)),
+    }
+    for use in config.text:
+        tables[use.part] = ("model", keymap.hf_rules(use.config), text_json(use))
+    if "taesd" in checkpoint.parts:
+        raise CheckpointError("the diffusers layout has no place for a TAESD; write the original layout")
+    texts = {"scheduler/scheduler_config.json": dump(scheduler_json(config))}
+    texts |= {CONFIG_FILE: config_to_json(config) + "\n"}
+    present = [part for part in tables if part in checkpoint.parts]
+    texts |= {"model_index.json": dump(model_index(config, present))}
+    texts |= {f"{part}/config.json": dump(tables[part][2]) for part in present}
+    part_of = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.part")
+    try:
+        for name, text in texts.items():
+            (part_of / name).parent.mkdir(parents=True, exist_ok=True)
+            (part_of / name).write_text(text, encoding="utf-8")
+        for part in present:
+            stem, rules, _ = tables[part]
+            items = _items(checkpoint, part, "", rules, dtype, ema)
+            write_safetensors(part_of / part / f"{stem}.safetensors", items, {"format": "pt"})
+        part_of.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{quoted(target.name)} cannot be written: {quoted(error)}") from error
+    finally:
+        shutil.rmtree(part_of, ignore_errors=True)  # nothing is there after the rename
+
+
+def _diffusers_use(use: TextUse, config: ModelConfig) -> TextUse:
+    """The encoder as diffusers' pipelines use it: SD1 and SD2 read the last layer, SDXL the last but one."""
+    text = use.config
+    if config.size_conditioning == "none":
+        if not use.final_norm:
+            raise CheckpointError("diffusers applies the final norm in SD1 and SD2; this model does without")
+        return replace(use, config=replace(text, layers=text.layers - use.skip), skip=0)
+    if use.skip != 1 or use.final_norm or not text.final_layer_norm:
+        raise CheckpointError(
+            f"diffusers reads the last but one of all layers of {use.part}; in this file layers are missing; "
+            f"take the {use.part} from another file"
+        )
+    return use
