@@ -39,6 +39,7 @@ class UNetConfig:
     head_dim: int | None = None  # SD2, SDXL: head dim 64 everywhere
     linear_proj: bool = False  # proj_in and proj_out: linear (SD2, SDXL) or 1x1 convolution (SD1)
     y_dim: int | None = None  # width of the vector conditioning of SDXL (label_emb)
+    norm_groups: int = 32  # of every GroupNorm; shapes cannot tell
 
     def heads(self, channels: int) -> tuple[int, int]:
         """(num_heads, head_dim) of the attention at a level with this many channels."""
@@ -65,6 +66,7 @@ class VAEConfig:
     num_res_blocks: int = 2
     z_channels: int = 4
     embed_dim: int = 4
+    norm_groups: int = 32  # of every GroupNorm; shapes cannot tell
     scale_factor: float = 0.18215  # latent = scale_factor * z; 0.13025 for SDXL. Shapes cannot tell.
 
     @property

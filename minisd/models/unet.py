@@ -34,21 +34,19 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=eps)
-
-
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + emb)))."""
 
-    def __init__(self, in_channels: int, emb_dim: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, emb_dim: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            group_norm(in_channels, eps=1e-5), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, in_channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels, eps=1e-5),
+            nn.GroupNorm(groups, out_channels, eps=1e-5),
             nn.SiLU(),
             nn.Identity(),  # 2: dropout in training, keeps out_layers.3
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -131,9 +129,11 @@ class SpatialTransformer(nn.Module):
     SD1 files, linear layers in SD2 and SDXL files. Both are computed as linear layers over tokens; only the
     stored shape differs."""
 
-    def __init__(self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool) -> None:
+    def __init__(
+        self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool, groups: int
+    ) -> None:
         super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, context_dim, num_heads) for _ in range(depth)
@@ -205,14 +205,19 @@ class UNet(nn.Module):
 
         def transformer(channels: int, depth: int) -> SpatialTransformer:
             num_heads, _ = config.heads(channels)
-            return SpatialTransformer(channels, config.context_dim, num_heads, depth, config.linear_proj)
+            return SpatialTransformer(
+                channels, config.context_dim, num_heads, depth, config.linear_proj, config.norm_groups
+            )
+
+        def res_block(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, emb_dim, out_channels, config.norm_groups)
 
         levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
         self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(config.in_channels, c, 3, padding=1))])
         skips, channels, depths = [c], c, iter(config.depth_in)
         for level, (mult, num_res_blocks) in enumerate(levels):
             for _ in range(num_res_blocks):
-                block: list[nn.Module] = [ResBlock(channels, emb_dim, c * mult)]
+                block: list[nn.Module] = [res_block(channels, c * mult)]
                 channels = c * mult
                 if depth := next(depths):
                     block.append(transformer(channels, depth))
@@ -222,16 +227,16 @@ class UNet(nn.Module):
                 self.input_blocks.append(nn.Sequential(Downsample(channels)))
                 skips.append(channels)
 
-        middle: list[nn.Module] = [ResBlock(channels, emb_dim, channels)]
+        middle: list[nn.Module] = [res_block(channels, channels)]
         middle.append(transformer(channels, config.depth_mid) if config.depth_mid else nn.Identity())
-        middle.append(ResBlock(channels, emb_dim, channels))
+        middle.append(res_block(channels, channels))
         self.middle_block = nn.Sequential(*middle)
 
         self.output_blocks = nn.ModuleList()
         depths = iter(config.depth_out)
         for level, (mult, num_res_blocks) in reversed(list(enumerate(levels))):
             for index in range(num_res_blocks + 1):
-                block = [ResBlock(channels + skips.pop(), emb_dim, c * mult)]
+                block = [res_block(channels + skips.pop(), c * mult)]
                 channels = c * mult
                 if depth := next(depths):
                     block.append(transformer(channels, depth))
@@ -240,7 +245,9 @@ class UNet(nn.Module):
                 self.output_blocks.append(nn.Sequential(*block))
 
         self.out = nn.Sequential(
-            group_norm(channels, eps=1e-5), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+            nn.GroupNorm(config.norm_groups, channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:

@@ -20,16 +20,16 @@ from minisd.config import VAEConfig
 from minisd.kernels import attention
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = group_norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = group_norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -45,9 +45,9 @@ class AttnBlock(nn.Module):
 
     implementation: str = "sdpa"
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -62,11 +62,11 @@ class AttnBlock(nn.Module):
 
 
 class Mid(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -94,11 +94,20 @@ class Level(nn.Module):
     """One resolution: `down.i` or `up.i` of the files."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, *, down: bool = False, up: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        groups: int,
+        *,
+        down: bool = False,
+        up: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(
+            ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False)
+        )
         if down:
             self.downsample = Downsample(out_channels)
         if up:
@@ -121,11 +130,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         last = len(config.ch_mult) - 1
         self.down = nn.ModuleList(
-            Level(a, b, config.num_res_blocks, down=i < last)
+            Level(a, b, config.num_res_blocks, config.norm_groups, down=i < last)
             for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
         )
-        self.mid = Mid(widths[-1])
-        self.norm_out = group_norm(widths[-1])
+        self.mid = Mid(widths[-1], config.norm_groups)
+        self.norm_out = group_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,13 +152,13 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Mid(widths[-1])
+        self.mid = Mid(widths[-1], config.norm_groups)
         incoming = [*widths[1:], widths[-1]]
         self.up = nn.ModuleList(
-            Level(a, b, config.num_res_blocks + 1, up=i > 0)
+            Level(a, b, config.num_res_blocks + 1, config.norm_groups, up=i > 0)
             for i, (a, b) in enumerate(zip(incoming, widths, strict=True))
         )
-        self.norm_out = group_norm(widths[0])
+        self.norm_out = group_norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
