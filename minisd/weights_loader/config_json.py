@@ -50,7 +50,9 @@ class Declared:
     schedule: TrainingSchedule
     num_heads: int | None  # of the UNet: one of the two
     head_dim: int | None
+    norm_groups: int  # of the UNet
     scale_factor: float  # of the VAE
+    vae_norm_groups: int
     text: Mapping[str, DeclaredText] = field(default_factory=dict)  # by part
 
 
@@ -74,7 +76,9 @@ def config_to_json(config: ModelConfig) -> str:
         schedule=config.schedule,
         num_heads=config.unet.num_heads,
         head_dim=config.unet.head_dim,
+        norm_groups=config.unet.norm_groups,
         scale_factor=config.vae.scale_factor,
+        vae_norm_groups=config.vae.norm_groups,
     )
     return json.dumps(
         {"format": FORMAT, **asdict(declared), "text": text}, sort_keys=True, separators=(",", ":")
@@ -110,7 +114,9 @@ def config_from_json(text: str) -> Declared:
         ),
         num_heads=top.optional_whole("num_heads", 1, 1024),
         head_dim=top.optional_whole("head_dim", 1, 4096),
+        norm_groups=top.whole("norm_groups", 1, 1024),
         scale_factor=top.number("scale_factor", 1e-6, 1e6),
+        vae_norm_groups=top.whole("vae_norm_groups", 1, 1024),
         text={part: _text(value, part) for part, value in texts.items()},
     )
     top.done()

@@ -55,18 +55,23 @@ class Outline:
 
 @dataclass(frozen=True)
 class Heads:
-    """Of the UNet's attention: one of the two."""
+    """Of the UNet's attention: one of the two, and where it is from."""
 
     num_heads: int | None
     head_dim: int | None
     reason: str
 
+    def __str__(self) -> str:
+        return (
+            f"{f'{self.num_heads} heads' if self.num_heads else f'heads {self.head_dim} wide'}: {self.reason}"
+        )
+
 
 def published_heads(context_dim: int, linear_proj: bool) -> Heads:
     """The rule of the released families."""
     if context_dim != 768 and linear_proj:
-        return Heads(None, 64, "linear proj_in as in SD2 and SDXL: head dim 64")
-    return Heads(8, None, "as in SD1: 8 heads")
+        return Heads(None, 64, "as in SD2 and SDXL")
+    return Heads(8, None, "as in SD1")
 
 
 def derive_unet(

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from minisd.config import FAMILIES, ModelConfig, TextUse, UNetConfig
 from minisd.errors import CheckpointError, listed
-from minisd.weights_loader.config_json import KEY, Concat, Declared, config_from_json
-from minisd.weights_loader.derive import Heads, derive_unet
+from minisd.weights_loader.config_json import KEY, Declared, config_from_json
+from minisd.weights_loader.derive import Heads, derive_unet, published_heads
 from minisd.weights_loader.detection import Detection
-from minisd.weights_loader.diffusers_config import unet_heads, vae_scale_factor
+from minisd.weights_loader.diffusers_config import norm_groups, unet_heads, vae_scale_factor
+from minisd.weights_loader.family import family_of, text_key, variant_of
 from minisd.weights_loader.kinds import FAMILY_NAMES, not_a_model
-from minisd.weights_loader.networks import ema_names, taesd_part, text_part, unet_part, vae_part
+from minisd.weights_loader.networks import check_groups, ema_names, taesd_part, text_part, unet_part, vae_part
 from minisd.weights_loader.part import Part, contents
 from minisd.weights_loader.places import Place, below, places
 from minisd.weights_loader.prediction import NORM1, training_of
@@ -83,9 +84,9 @@ def _model(
 ) -> Detection:
     place = found["unet"][0]
     unet, heads = _unet_config(tensors, metadata, declared, place)
-    family, why = _family(unet, declared, found)
+    family, why = family_of(unet, declared, found, text_key(tensors, place))
     row = FAMILIES[family]
-    evidence = [why, heads.reason]
+    evidence = [why, str(heads)]
     parts = {"unet": unet_part(tensors, place, unet)}
 
     vae = row.vae
@@ -93,7 +94,7 @@ def _model(
         scale, source = _scale_factor(
             metadata, declared, row.vae.scale_factor, f"published for {FAMILY_NAMES[family]}"
         )
-        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale)
+        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale, _vae_groups(metadata, declared))
         evidence.append(f"VAE scale factor {scale}: {source}")
     uses = []
     for use in row.text:
@@ -107,7 +108,7 @@ def _model(
     if "taesd" in found:
         parts["taesd"] = taesd_part(tensors, found["taesd"][0])
 
-    variant, strange = _variant(unet, vae.z_channels, declared)
+    variant, strange = variant_of(unet, vae.z_channels, declared)
     if strange:
         what = f"a model of {FAMILY_NAMES[family]} build for another task"
         refusal = f"this is {what} ({strange}), which {NOT_RUN}"
@@ -167,14 +168,18 @@ def _unet_config(
     shapes = below(tensors, place.prefix)
     layout = "original" if place.layout == "original" else "diffusers"
     unet = derive_unet(shapes, layout)
-    heads = Heads(unet.num_heads, unet.head_dim, f"as published for context width {unet.context_dim}: heads")
+    heads = published_heads(unet.context_dim, unet.linear_proj)
     if declared:
-        heads = Heads(declared.num_heads, declared.head_dim, "minisd.config in the metadata: heads")
+        heads = Heads(declared.num_heads, declared.head_dim, "minisd.config in the metadata")
     elif said := metadata.get(place.prefix + "config.json"):
         heads = unet_heads(said, unet) or heads
-    unet = replace(unet, num_heads=heads.num_heads, head_dim=heads.head_dim)
+    said = metadata.get(place.prefix + "config.json")
+    groups = norm_groups(said, "unet/config.json") if said else 32
+    groups = declared.norm_groups if declared else groups
+    unet = replace(unet, num_heads=heads.num_heads, head_dim=heads.head_dim, norm_groups=groups)
     depths = [*unet.depth_in, *unet.depth_out]
     widths = [unet.model_channels * m for m in unet.channel_mult]
+    check_groups("UNet", widths, groups)
     unit = heads.num_heads or heads.head_dim or 1
     if any(depths) and any(w % unit for w in widths):
         raise CheckpointError(
@@ -182,43 +187,6 @@ def _unet_config(
             "a file of other widths than the published ones must say its heads in the metadata minisd.config"
         )
     return unet, heads
-
-
-def _family(unet: UNetConfig, declared: Declared | None, found: Mapping[str, list[Place]]) -> tuple[str, str]:
-    """(family, evidence)."""
-    if declared:
-        return declared.family, f"minisd.config in the metadata: {FAMILY_NAMES[declared.family]}"
-    prefixes = {p.prefix for p in found.get("text", [])}
-    if unet.y_dim is not None:
-        alone = (
-            "conditioner.embedders.0.model." in prefixes and "conditioner.embedders.1.model." not in prefixes
-        )
-        family = (
-            "sdxl-refiner" if unet.context_dim == 1280 or (unet.context_dim != 2048 and alone) else "sdxl"
-        )
-        vector = f"the UNet takes a vector of {unet.y_dim} and text of width {unet.context_dim}"
-        return family, f"{vector}: {FAMILY_NAMES[family]}"
-    openclip = any(p.layout == "openclip" for p in found.get("text", []))
-    family = "sd2" if unet.context_dim == 1024 or (unet.context_dim != 768 and openclip) else "sd1"
-    return family, f"the UNet takes text of width {unet.context_dim} and no vector: {FAMILY_NAMES[family]}"
-
-
-def _variant(unet: UNetConfig, z: int, declared: Declared | None) -> tuple[Concat, str | None]:
-    """What the channels beyond the latent's are; or the sentence why the file is refused."""
-    if unet.out_channels != z:
-        return (
-            "none",
-            f"the UNet gives {unet.out_channels} channels; the latent has {z}",
-        )
-    kinds: dict[int, Concat] = {0: "none", z + 1: "inpaint", z: "ip2p", 1: "depth"}
-    variant = declared.concat if declared else kinds.get(unet.in_channels - z)
-    if variant is None:
-        shown = ", ".join(f"{n + z} ({k})" for n, k in kinds.items())
-        return (
-            "none",
-            f"the UNet takes {unet.in_channels} channels; known are {shown}",
-        )
-    return variant, None
 
 
 def _scale_factor(
@@ -229,6 +197,13 @@ def _scale_factor(
     said = metadata.get("vae/config.json") or metadata.get("config.json")
     factor = vae_scale_factor(said) if said else None
     return (family, reason) if factor is None else (factor, "vae/config.json")
+
+
+def _vae_groups(metadata: Mapping[str, str], declared: Declared | None) -> int:
+    if declared:
+        return declared.vae_norm_groups
+    said = metadata.get("vae/config.json") or metadata.get("config.json")
+    return norm_groups(said, "vae/config.json") if said else 32
 
 
 def _text_place(use: TextUse, row: ModelConfig, found: list[Place]) -> Place | None:
@@ -248,7 +223,7 @@ def _single(
     if "vae" in found:
         unknown = "shapes cannot tell it; SD1 and SD2 use this, SDXL 0.13025"
         scale, source = _scale_factor(metadata, declared, 0.18215, unknown)
-        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale)
+        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale, _vae_groups(metadata, declared))
         evidence.append(f"VAE scale factor {scale}: {source}")
         if vae.z_channels != 4:
             what = f"a VAE with {vae.z_channels} latent channels (SD3, Flux)"

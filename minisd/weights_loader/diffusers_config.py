@@ -33,7 +33,7 @@ def unet_heads(text: str, unet: UNetConfig) -> Heads | None:
             f"{where}: the heads are {quoted(said)}; expected one whole number, or {levels}"
         )
     if len(set(heads)) == 1:
-        return Heads(heads[0], None, f"{where}: {heads[0]} heads")
+        return Heads(heads[0], None, where)
     widths = [unet.model_channels * m for m in unet.channel_mult]
     dims = {width / h for width, h in zip(widths, heads, strict=True)}
     dim = dims.pop()
@@ -41,7 +41,19 @@ def unet_heads(text: str, unet: UNetConfig) -> Heads | None:
         raise CheckpointError(
             f"{where}: heads {heads} at widths {widths}; expected equal heads or head widths on all levels"
         )
-    return Heads(None, int(dim), f"{where}: heads {heads}")
+    return Heads(None, int(dim), where)
+
+
+def norm_groups(text: str, where: str) -> int:
+    """norm_num_groups from a config.json; 32 where it is silent."""
+    value = read_json(text, where).get("norm_num_groups")
+    if value is None:
+        return 32
+    if type(value) is not int or not 1 <= value <= 1024:
+        raise CheckpointError(
+            f"{where}: norm_num_groups is {quoted(value)}; expected a whole number in 1..1024"
+        )
+    return value
 
 
 def vae_scale_factor(text: str) -> float | None:
@@ -114,7 +126,7 @@ def unet_json(config: ModelConfig) -> Json:
         "mid_block_scale_factor": 1,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "norm_eps": 1e-05,
-        "norm_num_groups": 32,
+        "norm_num_groups": unet.norm_groups,
         "out_channels": unet.out_channels,
         "sample_size": config.size // config.vae.factor,
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
@@ -166,7 +178,7 @@ def vae_json(config: ModelConfig) -> Json:
         "in_channels": vae.in_channels,
         "latent_channels": vae.z_channels,
         "layers_per_block": vae.num_res_blocks,
-        "norm_num_groups": 32,
+        "norm_num_groups": vae.norm_groups,
         "out_channels": vae.out_channels,
         "sample_size": config.size,
         "scaling_factor": vae.scale_factor,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from minisd.config import TextUse, UNetConfig, VAEConfig
+from minisd.errors import CheckpointError
 from minisd.weights_loader import keymap
 from minisd.weights_loader.config_json import Declared
 from minisd.weights_loader.derive import TextLayout, derive_taesd, derive_text, derive_vae
@@ -23,14 +24,25 @@ def unet_part(tensors: Tensors, place: Place, unet: UNetConfig) -> Part:
     return make_part("unet", place.prefix, place.layout, unet, rules, tensors)
 
 
-def vae_part(tensors: Tensors, place: Place, scale_factor: float) -> tuple[Part, VAEConfig]:
-    """The AutoencoderKL at this place, and its config."""
+def vae_part(tensors: Tensors, place: Place, scale_factor: float, norm_groups: int) -> tuple[Part, VAEConfig]:
+    """The AutoencoderKL at this place, and its config; the two numbers are what shapes cannot tell."""
     layout = "original" if place.layout == "original" else "diffusers"
     config = derive_vae(below(tensors, place.prefix), layout, scale_factor)
+    config = replace(config, norm_groups=norm_groups)
+    check_groups("VAE", [config.ch * m for m in config.ch_mult], norm_groups)
     old = f"{place.prefix}decoder.mid_block.attentions.0.query.weight" in tensors
     rules = keymap.vae_rules(config, old_attention=old)
     rules = same_names(rules) if layout == "original" else rules
     return make_part("vae", place.prefix, place.layout, config, rules, tensors), config
+
+
+def check_groups(what: str, widths: list[int], norm_groups: int) -> None:
+    """Raises CheckpointError unless the groups divide every width."""
+    if any(w % norm_groups for w in widths):
+        raise CheckpointError(
+            f"the {what} is {widths} wide, which {norm_groups} groups of GroupNorm do not divide; "
+            "a file of other widths than the published ones must say its groups in the metadata minisd.config"
+        )
 
 
 def text_part(

@@ -34,10 +34,11 @@ UNET_XL = UNetConfig(
     head_dim=16,
     linear_proj=True,
     y_dim=96 + 6 * 256,
+    norm_groups=16,
 )
 L = TextConfig(vocab_size=40, max_length=7, width=24, layers=2, num_heads=3, mlp_dim=20)
 G = replace(L, width=32, num_heads=4, activation="gelu", projection_dim=96, layers=3)
-VAE = VAEConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, scale_factor=0.13025)
+VAE = VAEConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8, scale_factor=0.13025)
 TINY_XL = replace(
     SDXL,
     unet=UNET_XL,

@@ -26,7 +26,7 @@ from minisd.errors import CheckpointError
 from minisd.weights_loader import keymap
 from minisd.weights_loader.config_json import config_from_json, config_to_json
 from minisd.weights_loader.derive import Heads, derive_taesd, derive_text, derive_unet, derive_vae
-from minisd.weights_loader.diffusers_config import text_numbers, unet_heads, vae_scale_factor
+from minisd.weights_loader.diffusers_config import norm_groups, text_numbers, unet_heads, vae_scale_factor
 from minisd.weights_loader.expected import taesd_shapes, text_shapes, unet_shapes, vae_shapes
 from minisd.weights_loader.rule import expected_theirs
 
@@ -75,7 +75,7 @@ def test_any_unet_is_derived_from_either_naming(config: UNetConfig) -> None:
 )
 def test_any_vae_is_derived(mult: list[int], blocks: int, z: int, embed: int) -> None:
     """Oracle: the config that the shapes were made from."""
-    config = VAEConfig(2, 3, 8, tuple(mult), blocks, z, embed, 0.5)
+    config = VAEConfig(2, 3, 8, tuple(mult), blocks, z, embed, scale_factor=0.5)
     assert derive_vae(vae_shapes(config), "original", 0.5) == config
     for old in (False, True):
         theirs = expected_theirs(keymap.vae_rules(config, old_attention=old))
@@ -181,6 +181,8 @@ def changed(path: str, value: object) -> str:
         (changed("size", 10**400), "size is"),
         (changed("scale_factor", 10**400), "scale_factor is"),
         (changed("scale_factor", float("nan")), "scale_factor is 'nan'"),
+        (changed("norm_groups", 0), r"config\.norm_groups is '0'"),
+        (changed("vae_norm_groups", 32.0), "vae_norm_groups is '32.0'"),
         (changed("head_dim", None), "one of num_heads and head_dim"),
         (changed("num_heads", 8), "one of num_heads and head_dim"),
         (changed("schedule.beta_end", "0.1"), "schedule.beta_end is '0.1'"),
@@ -198,7 +200,7 @@ def test_metadata_is_not_believed(text: str, message: str) -> None:
 
 def test_heads_from_a_folder() -> None:
     """Oracle: the released configs: [5, 10, 20, 20] means head width 64, 8 means 8 heads."""
-    assert unet_heads('{"attention_head_dim": 8}', SD1.unet) == Heads(8, None, "unet/config.json: 8 heads")
+    assert unet_heads('{"attention_head_dim": 8}', SD1.unet) == Heads(8, None, "unet/config.json")
     found = unet_heads('{"attention_head_dim": [5, 10, 20, 20]}', SD2.unet)
     assert found is not None and (found.num_heads, found.head_dim) == (None, 64)
     assert unet_heads("{}", SD1.unet) is None
@@ -214,6 +216,9 @@ def test_heads_from_a_folder() -> None:
 def test_other_facts_from_a_folder() -> None:
     """Oracle: a table of values."""
     assert vae_scale_factor("{}") is None
+    assert (norm_groups("{}", "here"), norm_groups('{"norm_num_groups": 8}', "here")) == (32, 8)
+    with pytest.raises(CheckpointError, match="here: norm_num_groups is '-1'"):
+        norm_groups('{"norm_num_groups": -1}', "here")
     assert vae_scale_factor('{"scaling_factor": 0.13025}') == 0.13025
     with pytest.raises(CheckpointError, match="scaling_factor is '0'"):
         vae_scale_factor('{"scaling_factor": 0}')

@@ -203,7 +203,8 @@ def test_unet_only_file_of_sdxl() -> None:
     }
     found = detect(of_rows(rows), {})
     assert found.family == "sdxl" and list(found.parts) == ["unet"]
-    assert any("text of width 2048" in e for e in found.evidence)
+    key = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight is [640, 2048]"
+    assert found.evidence[0] == f"{key}: text of width 2048, and a vector of 2816: SDXL"
 
 
 SCALAR = {"v_pred": "v", "edm_vpred.sigma_max": "edm_v"}
@@ -270,12 +271,19 @@ def test_names_of_a_tiny_model_come_from_its_metadata() -> None:
         head_dim=16,
         linear_proj=True,
         in_channels=9,
+        norm_groups=16,
     )
     config = replace(FAMILIES["sd1"], unet=unet, prediction="v", size=64, concat="inpaint")
     infos = of_shapes(unet_shapes(unet), "model.diffusion_model.")
     found = detect(infos, {KEY: config_to_json(config)})
     assert found.config == config
-    with pytest.raises(CheckpointError, match="minisd.config"):
+    for wrong in (replace(config, concat="none"), replace(config, size_conditioning="sdxl")):
+        with pytest.raises(CheckpointError, match="the metadata is not of this file"):
+            detect(infos, {KEY: config_to_json(wrong)})
+    ungrouped = replace(config, unet=replace(unet, norm_groups=24))
+    with pytest.raises(CheckpointError, match="24 groups of GroupNorm do not divide"):
+        detect(infos, {KEY: config_to_json(ungrouped)})
+    with pytest.raises(CheckpointError, match="must say its heads in the metadata minisd.config"):
         detect(infos, {})  # 64 does not divide 32
 
 
