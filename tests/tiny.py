@@ -27,10 +27,12 @@ from minisd.config import (
     UNetConfig,
     VAEConfig,
 )
+from minisd.model import Model, place
 from minisd.models.clip import TextEncoder
 from minisd.models.taesd import TAESD
 from minisd.models.unet import UNet
 from minisd.models.vae import AutoencoderKL
+from minisd.placement import DTYPES, make_plan
 from minisd.weights_loader.config_json import KEY, config_to_json
 from minisd.weights_loader.expected import Shapes, taesd_shapes, text_shapes, unet_shapes, vae_shapes
 from minisd.weights_loader.keymap import text_rules
@@ -179,3 +181,30 @@ def write_checkpoint(
     contiguous = {k: v.contiguous() for k, v in tensors.items()}
     save_file(contiguous, path, metadata={KEY: config_to_json(config)} if declare else None)
     return path
+
+
+def tiny_model(name: str, *, seed: int = 0, dtype: str = "float32", tiny_vae: bool = False) -> Model:
+    """A model without a file, placed by the planner as a loaded one."""
+    config = TINY[name]
+    weights = network_weights(config, seed=seed, dtype=DTYPES[dtype])
+    elements = {part: sum(t.numel() for t in state.values()) for part, state in weights.items()}
+    small = taesd(seed=seed, dtype=DTYPES[dtype]) if tiny_vae else None
+    if small is not None:
+        elements["taesd"] = sum(p.numel() for p in small.parameters())
+    plan = make_plan(elements, device="cpu", dtype=dtype)
+    model = Model(
+        name=f"tiny-{name}",
+        config=config,
+        text_encoders=tuple(text_encoder(use, weights[use.part]) for use in config.text),
+        unet=unet(config.unet, weights["unet"]),
+        vae=vae(config.vae, weights["vae"]),
+        plan=plan,
+        tiny_vae=small,
+    )
+    place(model.unet, plan, "unet")
+    place(model.vae, plan, "vae")
+    for use, encoder in zip(config.text, model.text_encoders, strict=True):
+        place(encoder, plan, use.part)
+    if small is not None:
+        place(small, plan, "taesd")
+    return model
