@@ -85,8 +85,9 @@ class Request:
         number(self, "eta", 0.0, 1.0, optional=True)
         number(self, "aesthetic_score", 0.0, 10.0)
         number(self, "negative_aesthetic_score", 0.0, 10.0)
-        for name in ("original_size", "crop", "target_size"):
-            pair(self, name)
+        for name in ("original_size", "target_size"):
+            pair(self, name, optional=True)
+        pair(self, "crop")
         try:
             object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
         except ValueError as error:
@@ -110,7 +111,8 @@ class Request:
             if value % config.vae.factor:
                 below = value // config.vae.factor * config.vae.factor
                 raise RequestError(
-                    f"{name} {value} is not a multiple of {config.vae.factor}; try {below or config.vae.factor}",
+                    f"{name} {value} is not a multiple of {config.vae.factor}; "
+                    f"try {below or config.vae.factor}",
                     field=name,
                 )
         if self.clip_skip is not None:
@@ -174,6 +176,13 @@ def text(request: Request, name: str) -> None:
         )
 
 
+def shown(value: float) -> str:
+    """A number as it stands in a message: a whole one of a million digits is told by its length."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length():,} bits"
+    return str(value)
+
+
 def whole(request: Request, name: str, low: int, high: int, *, optional: bool = False) -> None:
     value = getattr(request, name)
     if value is None and optional:
@@ -183,19 +192,24 @@ def whole(request: Request, name: str, low: int, high: int, *, optional: bool = 
             f"{name} must be a whole number in {low}..{high}, got {quoted(repr(value))}", field=name
         )
     if not low <= value <= high:
-        raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
+        raise RequestError(f"{name} is {shown(value)}; it must lie in {low}..{high}", field=name)
 
 
 def number(request: Request, name: str, low: float, high: float, *, optional: bool = False) -> None:
     value = getattr(request, name)
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # a float first: isfinite(10**400) overflows
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise RequestError(
             f"{name} must be a finite number in {low}..{high}, got {quoted(repr(value))}", field=name
         )
     if not low <= value <= high:
-        raise RequestError(f"{name} is {value}; it must lie in {low}..{high}", field=name)
+        raise RequestError(f"{name} is {shown(value)}; it must lie in {low}..{high}", field=name)
     object.__setattr__(request, name, float(value))
 
 
@@ -206,19 +220,17 @@ def side(request: Request, name: str) -> None:
         raise RequestError(f"{name} {value} is not a multiple of 8; try {round(value / 8) * 8}", field=name)
 
 
-def pair(request: Request, name: str) -> None:
+def pair(request: Request, name: str, *, optional: bool = False) -> None:
     value = getattr(request, name)
-    if value is None:
+    if value is None and optional:
         return
-    ok = (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and all(type(v) is int and 0 <= v <= 65536 for v in value)
-    )
-    if not ok:
+    if not isinstance(value, tuple) or len(value) != 2 or not all(type(v) is int for v in value):
         raise RequestError(
             f"{name} must be two whole numbers (height, width), got {quoted(repr(value))}", field=name
         )
+    for v in value:
+        if not 0 <= v <= 65536:
+            raise RequestError(f"{name} holds {shown(v)}; both must lie in 0..65536", field=name)
 
 
 def choice(request: Request, name: str, options: tuple[object, ...]) -> None:

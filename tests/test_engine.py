@@ -58,7 +58,7 @@ def test_two_threads_draw_what_one_after_the_other_draws() -> None:
     """Oracle: equality with runs in sequence, of different requests on one engine."""
     requests = [
         replace(REQUEST, seed=seed, sampler=sampler, prompt=f"prompt {seed}")
-        for seed, sampler in enumerate(["euler", "dpmpp_2m", "euler_ancestral", "heun"] * 2)
+        for seed, sampler in enumerate(["euler", "dpmpp_2m", "euler_ancestral", "heun"])
     ]
     alone = [engine().run(r).drawing.latents for r in requests]
     with ThreadPoolExecutor(2) as pool:
@@ -150,7 +150,7 @@ def test_an_exception_in_a_listener_reaches_the_caller() -> None:
 def test_previews_change_nothing(tiny_vae: bool) -> None:
     """Oracle: equality with the run without; a small picture through the VAE, a whole one through TAESD."""
     own = Engine(tiny_model("sd1", tiny_vae=tiny_vae))
-    large = replace(REQUEST, width=256, height=192, count=2)
+    large = replace(REQUEST, width=192, height=128, count=2)
     previews: list[Preview] = []
 
     def listen(event: Progress | Preview) -> None:
@@ -159,7 +159,7 @@ def test_previews_change_nothing(tiny_vae: bool) -> None:
 
     with_previews = own.run(large, on_event=listen, preview_every=1)
     assert [p.step for p in previews] == [1, 2, 3]  # after the last step comes the picture itself
-    size = (256, 192) if tiny_vae else (128, 96)
+    size = (192, 128) if tiny_vae else (96, 64)
     assert all(isinstance(i, Image.Image) and i.size == size for p in previews for i in p.images)
     assert all(len(p.images) == 2 for p in previews)
     without = own.run(large)

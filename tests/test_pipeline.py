@@ -179,19 +179,10 @@ def test_guidance_rescale() -> None:
 def test_image_i_of_a_batch_is_seed_plus_i_alone(sampler: str, convention: str) -> None:
     """Oracle: equality of bits, latents and pixels."""
     eta = 1.0 if sampler == "ddim" else None
-    request = Request(
-        prompt="a cat",
-        width=64,
-        height=64,
-        seed=10,
-        count=3,
-        steps=3,
-        sampler=sampler,
-        eta=eta,
-        conventions=convention,
-    )
+    request = Request(prompt="a cat", seed=10, count=2, steps=3, sampler=sampler, eta=eta)
+    request = replace(request, conventions=convention)
     batch = engine("sd1").run(request)
-    for i in range(3):
+    for i in range(2):
         alone = engine("sd1").run(replace(request, seed=10 + i, count=1))
         assert torch.equal(batch.drawing.latents[i], alone.drawing.latents[0])
         assert np.array_equal(pixels(batch.images)[i], pixels(alone.images)[0])
