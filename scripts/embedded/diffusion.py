@@ -37,6 +37,7 @@ UNET = UNetConfig(
     depth_out=(1, 0, 1, 1, 0, 0),
     context_dim=128,
     num_heads=4,
+    norm_groups=16,
 )
 TEXT = TextConfig(width=128, layers=2, num_heads=4, mlp_dim=512)
 

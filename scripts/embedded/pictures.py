@@ -35,9 +35,16 @@ MIRRORED_SUBGROUPS = frozenset(
     {"transport-ground", "transport-water", "transport-air", "tool", "household", "sport"}
 )
 
-# How often an object is drawn, relative to a plain one: flags and the gendered rows of people are many and
-# alike.
-GROUP_WEIGHT = {"Flags": 0.12, "Symbols": 0.35, "People & Body": 0.3, "Smileys & Emotion": 0.9}
+# How often an object is drawn, relative to a plain one. Flags and the gendered rows of people are many and
+# alike; animals and food are what people ask for first.
+GROUP_WEIGHT = {
+    "Flags": 0.1,
+    "Symbols": 0.3,
+    "People & Body": 0.25,
+    "Smileys & Emotion": 0.8,
+    "Animals & Nature": 1.4,
+    "Food & Drink": 1.4,
+}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from .muon import optimizers
 from .pictures import Painter, PictureSource
 from .run import Run
 
-CONFIG = VAEConfig(ch=32, ch_mult=(1, 1, 2, 3), num_res_blocks=1, scale_factor=1.0)
+# 8 groups, not 32: with as many groups as channels a GroupNorm takes away every channel's mean, and no layer
+# after it could tell a red field from a blue one
+CONFIG = VAEConfig(ch=32, ch_mult=(1, 1, 2, 3), num_res_blocks=1, norm_groups=8, scale_factor=1.0)
 ADAM_ONLY = ("encoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")  # first and last layers
 
 
@@ -37,6 +39,7 @@ class VAERecipe:
     whole_from: float = 0.45  # fraction of the time after which whole pictures are seen
     kl: float = 2e-4  # per latent value
     edges: float = 1.0
+    jitter: float = 0.0  # noise added to z before decoding, in standard deviations of z
     log_every: int = 100
 
 
@@ -80,7 +83,9 @@ def draw_batch(
 
 def loss_of(vae: AutoencoderKL, x: Tensor, recipe: VAERecipe, generator: torch.Generator) -> Tensor:
     posterior = vae.encode(x)
-    y = vae.decode(posterior.sample(torch.randn(posterior.mean.shape, generator=generator)))
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    z = posterior.sample(noise) + recipe.jitter * posterior.mean.std().detach() * noise
+    y = vae.decode(z)
     loss = (x - y).abs().mean() + (x - y).square().mean() + recipe.edges * edge_loss(x, y)
     return loss + recipe.kl * kl_loss(posterior.mean, posterior.logvar)
 
