@@ -28,6 +28,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.pipeline",
     "minisd.placement",
     "minisd.request",
+    "minisd.samplers.names",  # names and facts, no torch
     "minisd.weights_loader.checkpoint",
     "minisd.weights_loader.convert",
 }
