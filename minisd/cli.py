@@ -28,10 +28,35 @@ FIELD_HELP: dict[str, str] = {
     "seed": "picture i of a batch is the picture of seed + i alone (default: drawn at random and told)",
     "count": "number of pictures",
     "steps": "number of sampling steps",
-    "sampler": "euler, euler_ancestral, heun, ddim, dpmpp_2m, or the name another program has for it",
-    "schedule": "which noise levels the steps visit: auto, normal, karras, exponential",
+    "sampler": "any name that `minisd samplers` lists, ours or another program's",
+    "schedule": "which noise levels the steps visit; `minisd samplers` lists them",
     "cfg_scale": "guidance: how strongly the prompt pulls; 1 is off",
     "cfg_rescale": "0..1: keeps contrast down at high guidance",
+    "guidance_start": "0..1: guidance begins at this part of the run",
+    "guidance_end": "0..1: and ends at this one",
+    "apg_eta": "share of guidance along the picture itself; 1 is off (adaptive projected guidance)",
+    "apg_norm": "largest norm of the guidance; 0 is off",
+    "apg_momentum": "weight of earlier guidance, usually negative; 0 is off",
+    "mimic_scale": "keeps the range that guidance at this scale has; 0 is off (dynamic thresholding)",
+    "mimic_percentile": "0.5..1: share of values held to that range",
+    "pag_scale": "perturbed-attention guidance; 0 is off",
+    "sag_scale": "self-attention guidance; 0 is off",
+    "slg_scale": "skip-layer guidance; 0 is off",
+    "slg_start": "0..1: skip-layer guidance begins at this part of the run",
+    "slg_end": "0..1: and ends at this one",
+    "freeu": "B1 B2 S1 S2: stronger backbone, weaker skips (1 1 1 1 is off)",
+    "s_churn": "euler, heun, dpm_2: noise added before each step",
+    "s_tmin": "churn only above this sigma",
+    "s_tmax": "churn only below this sigma",
+    "s_noise": "standard deviation of added noise",
+    "sigmas": "noise levels by hand, falling, the last 0; replaces steps and schedule",
+    "sigma_min": "lowest level of karras, exponential and the like (default: the model's)",
+    "sigma_max": "their highest level (default: the model's)",
+    "variation_seed": "seed of the variation (default: drawn)",
+    "variation_strength": "0..1: how far towards the variation's noise",
+    "seed_size": "HEIGHT WIDTH whose noise is placed in the middle, to keep a seed's composition",
+    "eta_seed_delta": "added to the seed for the noise of the steps",
+    "discard": "leave out the next-to-last noise level",
     "eta": "0..1: noise of stochastic samplers (default: the sampler's own)",
     "clip_skip": "text layer counted from the last; 1 is the last",
     "original_size": "SDXL: HEIGHT WIDTH the picture should look to have come from",
@@ -71,6 +96,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[field.name] == tuple[int, int] or tuple[int, int] in kinds:
             options |= {"type": int, "nargs": 2, "metavar": "N"}
+        elif tuple[float, ...] in kinds:
+            options |= {"type": float, "nargs": "+", "metavar": "N"}
         elif typing.get_origin(kinds[0]) is typing.Literal:
             options["choices"] = typing.get_args(kinds[0])
         elif kinds[0] in (int, float):
@@ -175,6 +202,24 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
     return {"pictures": [{"path": str(p), **result.record(i)} for i, p in enumerate(paths)]}
 
 
+def samplers(args: argparse.Namespace) -> dict[str, object]:
+    from minisd.samplers.names import SAMPLERS, SCHEDULES
+
+    rows: list[dict[str, object]] = []
+    for s in SAMPLERS.values():
+        names = {"a1111": s.a1111, "sdnext": s.sdnext, "diffusers": s.diffusers, "comfy": s.comfy}
+        facts = {"name": s.name, "order": s.order, "calls": s.calls, "noise": s.noise, "schedule": s.schedule}
+        rows.append({**facts, **names, "others": list(s.others)})
+    if not args.json:
+        widths = {"name": 20, "order": 6, "calls": 6, "noise": 9, "schedule": 12, "a1111": 18, "sdnext": 18}
+        sys.stdout.write("".join(f"{h:<{w}}" for h, w in widths.items()) + "comfy\n")
+        for row in rows:
+            shown = {h: str("-" if v is None else v) for h, v in row.items()}
+            sys.stdout.write("".join(f"{shown[h]:<{w}}" for h, w in widths.items()) + shown["comfy"] + "\n")
+        sys.stdout.write(f"schedules: {', '.join(SCHEDULES)}\n")
+    return {"samplers": rows, "schedules": [{"name": s.name, "label": s.label} for s in SCHEDULES.values()]}
+
+
 def inspect(args: argparse.Namespace) -> dict[str, object]:
     from minisd.weights_loader.checkpoint import open_checkpoint
 
@@ -237,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "convert",
         help="rewrite a model in another layout or precision",
-        description="Rewrite a model: original single file or diffusers folder, other precision, without EMA.",
+        description="Rewrite a model: single file or diffusers folder, other precision, without EMA.",
         epilog="minisd convert model.ckpt model.safetensors --dtype float16",
     )
     p.add_argument("source", help="file or folder to read")
@@ -251,6 +296,14 @@ def parser() -> argparse.ArgumentParser:
         "--keep-ema", action="store_true", help="keep the EMA copy beside the weights (original layout)"
     )
     p.set_defaults(run=convert)
+
+    p = commands.add_parser(
+        "samplers",
+        help="list samplers and schedules",
+        description="List the samplers with their order of convergence, network calls per step, noise, own "
+        "schedule, and the names they have in other programs.",
+    )
+    p.set_defaults(run=samplers)
 
     for p in commands.choices.values():
         p.add_argument("--json", action="store_true", help="write one JSON object to standard output")

@@ -27,6 +27,8 @@ class Forks:
     quantised: bool = False
     # DDIM ends at sigma 0, or at the first trained level (diffusers: set_alpha_to_one False)
     ddim_end: Literal["zero", "first"] = "zero"
+    # leave out the next-to-last level: never, always, or where A1111 does so for a sampler (DPM2, 3M SDE)
+    discard: Literal["never", "always", "sampler"] = "never"
     # random numbers: our portable Philox stream (A1111's "NV"), or torch's CPU generator
     rng: Literal["philox", "torch"] = "philox"
     # SDXL: an empty negative prompt becomes all zeros (as in training), or is encoded as text
@@ -37,7 +39,7 @@ class Forks:
 
 CONVENTIONS: dict[str, Forks] = {
     "minisd": Forks(),
-    "a1111": Forks(initial_noise="sigma", spacing="linspace", empty_negative="encode"),
+    "a1111": Forks(initial_noise="sigma", spacing="linspace", discard="sampler", empty_negative="encode"),
     "diffusers": Forks(
         spacing="leading",
         steps_offset=1,

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 
 from minisd.request import Request
-from minisd.samplers.names import find_sampler
-
-SCHEDULE_LABELS = {"normal": "Uniform", "karras": "Karras", "exponential": "Exponential"}
+from minisd.samplers.names import SCHEDULES, find_sampler
 
 
 def quote(value: str) -> str:
@@ -25,8 +23,8 @@ def parameters(request: Request, schedule: str, seed: int, model: str, version: 
     number = f"{request.cfg_scale:g}"
     settings: dict[str, str] = {
         "Steps": str(request.steps),
-        "Sampler": find_sampler(request.sampler).aliases[0],
-        "Schedule type": SCHEDULE_LABELS[schedule],
+        "Sampler": find_sampler(request.sampler).label,
+        "Schedule type": SCHEDULES[schedule].label,
         "CFG scale": number,
         "Seed": str(seed),
         "Size": f"{request.width}x{request.height}",

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.config import ModelConfig
+from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, NumericalError, RequestError
-from minisd.guidance import Guidance, make_denoise
+from minisd.guidance import Guidance
 from minisd.images import to_image
 from minisd.model import Model
+from minisd.models.edits import FreeU
 from minisd.models.tiling import tiled
 from minisd.request import Request
-from minisd.samplers.names import find_sampler, solver
-from minisd.samplers.noise import batch_normal
-from minisd.samplers.ode import Step
-from minisd.samplers.schedule import (
-    SigmaTable,
-    alphas_cumprod,
-    exponential_sigmas,
-    karras_sigmas,
-    table_sigmas,
-)
+from minisd.samplers.schedule import SigmaTable
+from minisd.samplers.step import Step
+from minisd.sampling import run_sigmas, sample, schedule_of, sigma_table
 from minisd.text.conditioning import Conditioning, encode_prompts
 
 
@@ -78,59 +74,64 @@ Listener = Callable[[Progress | Preview], None]
 class Listening:
     """Who hears of the steps, and how often with a preview."""
 
+    model: Model
     on_event: Listener | None
     preview_every: int
     begun: float
+    steps: int
 
-    def step(self, model: Model, step: Step, *, steps: int) -> None:
+    def step(self, step: Step) -> None:
         if self.on_event is None:
             return
         done = step.index + 1
-        self.on_event(Progress(done, steps, step.sigma, time.perf_counter() - self.begun))
-        if self.preview_every and done % self.preview_every == 0 and done < steps:
-            self.on_event(Preview(done, preview(model, step.denoised)))
+        self.on_event(Progress(done, self.steps, step.sigma, time.perf_counter() - self.begun))
+        if self.preview_every and done % self.preview_every == 0 and done < self.steps:
+            self.on_event(Preview(done, preview(self.model, step.denoised)))
 
 
-def sigma_table(model: Model, request: Request) -> SigmaTable:
-    """The model's training noise levels, with the request's forks for what lies between them."""
-    s = model.config.schedule
-    alphas = alphas_cumprod(
-        s.num_train_timesteps,
-        s.beta_start,
-        s.beta_end,
-        s.beta_schedule,
-        zero_terminal_snr=model.config.zero_terminal_snr,
+def denoiser_of(
+    model: Model,
+    request: Request,
+    table: SigmaTable,
+    sigmas: Tensor,
+    prompts: tuple[Conditioning, Conditioning],
+    extra: Tensor | None,
+    check: Callable[[], None],
+) -> Denoiser:
+    """The network with this request's prompts and rules."""
+    return Denoiser(
+        network=model.unet,
+        table=table,
+        prediction=model.prediction,
+        cond=prompts[0],
+        uncond=prompts[1],
+        guidance=guidance_of(request),
+        batching=model.plan.batching.value,
+        dtype=model.unet_dtype,
+        sigmas=tuple(float(s) for s in sigmas),
+        concat=extra,
+        freeu=FreeU(*request.freeu) if request.freeu is not None else None,
+        check=check,
     )
-    forks = request.forks
-    return SigmaTable.from_alphas(alphas, interpolation=forks.interpolation, quantised=forks.quantised)
 
 
-def run_sigmas(table: SigmaTable, request: Request, schedule: str) -> Tensor:
-    """The noise levels this request visits, float64 [steps + 1], falling."""
-    forks = request.forks
-    if schedule == "karras":
-        return karras_sigmas(request.steps, table.sigma_min, table.sigma_max)
-    if schedule == "exponential":
-        return exponential_sigmas(request.steps, table.sigma_min, table.sigma_max)
-    first = request.sampler == "ddim" and forks.ddim_end == "first"
-    try:
-        sigmas = table_sigmas(
-            request.steps,
-            table,
-            spacing=forks.spacing,
-            offset=forks.steps_offset,
-            final=table.sigma_min if first else 0.0,
-        )
-    except ValueError as error:
-        raise RequestError(str(error), field="steps") from error
-    # a level equal to the end already reached is no step
-    keep = torch.cat([sigmas[:-1] > sigmas[-1], torch.ones(1, dtype=torch.bool)])
-    return sigmas[keep] if first else sigmas
+def guidance_of(request: Request) -> Guidance:
+    """The rules among a request's fields: those named as in Guidance, and three with names of their own."""
+    own = {f.name: getattr(request, f.name) for f in fields(Guidance) if hasattr(request, f.name)}
+    return Guidance(
+        scale=request.cfg_scale,
+        rescale=request.cfg_rescale,
+        start=request.guidance_start,
+        end=request.guidance_end,
+        **own,
+    )
 
 
-def first_noise(normal: Tensor, sigma: float, rule: str) -> Tensor:
-    """The x that sampling begins with, at noise level sigma."""
-    return normal * (sigma if rule == "sigma" else (1 + sigma**2) ** 0.5)
+def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
+    """c h w of one latent."""
+    assert request.width is not None and request.height is not None
+    factor = config.vae.factor
+    return config.unet.out_channels, request.height // factor, request.width // factor
 
 
 def draw(
@@ -162,18 +163,18 @@ def draw(
         cond, uncond = encode_prompts(model, request)
         lap("encode")
 
-        table = sigma_table(model, request)
-        sampler = find_sampler(request.sampler)
-        schedule = sampler.schedule if request.schedule == "auto" else request.schedule
-        sigmas = run_sigmas(table, request, schedule)
-        tell = Listening(on_event, preview_every, begun)
-        latents = sample(model, request, table, sigmas, (cond, uncond), check, tell)
+        table = sigma_table(model.config, request)
+        schedule = schedule_of(request)
+        sigmas = run_sigmas(table, request, schedule, model.config.family)
+        shape = latent_shape(model.config, request)
+        extra = extra_channels(model, request, shape)
+        denoiser = denoiser_of(model, request, table, sigmas, (cond, uncond), extra, check)
+        watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
+        latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step)
         lap("sample")
 
         images = []
-        for (
-            latent
-        ) in latents:  # one at a time: memory of one picture, and bits that do not depend on the batch
+        for latent in latents:  # one at a time: memory of one, and bits that do not depend on the batch
             check()
             images.append(to_image(decode(model, latent[None])[0]))
         lap("decode")
@@ -186,69 +187,6 @@ def draw(
         tokens=(cond.tokens, cond.used),
         seconds=seconds,
     )
-
-
-def sample(
-    model: Model,
-    request: Request,
-    table: SigmaTable,
-    sigmas: Tensor,
-    prompts: tuple[Conditioning, Conditioning],
-    check: Callable[[], None],
-    listening: Listening,
-) -> Tensor:
-    """From noise to latents, float32 b 4 h w on the UNet's device."""
-    config, forks, seeds = model.config, request.forks, request.seeds()
-    assert request.width is not None and request.height is not None
-    factor = config.vae.factor
-    shape = (config.unet.out_channels, request.height // factor, request.width // factor)
-    device, dtype = model.unet_device, model.unet_dtype
-    exact = torch.promote_types(dtype, torch.float32)  # what lies outside the network is float32 at least
-    denoise = make_denoise(
-        model.unet,
-        table,
-        model.prediction,
-        *prompts,
-        Guidance(request.cfg_scale, request.cfg_rescale),
-        model.plan.batching.value,
-        dtype,
-        concat=extra_channels(model, request, shape),
-        check=check,
-    )
-    draws = 0
-
-    def noise(sigma: float, sigma_next: float) -> Tensor:
-        nonlocal draws
-        draws += 1
-        return batch_normal(forks.rng, seeds, draws, shape).to(device, exact)
-
-    finite: list[Tensor] = []
-
-    def on_step(step: Step) -> None:
-        finite.append(torch.isfinite(step.x).all())
-        if device.type == "cpu" and not finite[-1]:
-            raise not_finite(step.index + 1, dtype)
-        listening.step(model, step, steps=len(sigmas) - 1)
-
-    x = first_noise(
-        batch_normal(forks.rng, seeds, 0, shape).to(device, exact), float(sigmas[0]), forks.initial_noise
-    )
-    sampler = find_sampler(request.sampler)
-    options = {}
-    if sampler.takes_eta:
-        options["eta"] = sampler.default_eta if request.eta is None else request.eta
-    x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=on_step, **options)
-    if (
-        device.type != "cpu"
-    ):  # asked once at the end: asking each step would make the host wait for the device
-        flags = torch.stack(finite).cpu()
-        if not flags.all():
-            raise not_finite(int(flags.int().argmin()) + 1, dtype)
-    return x / (1 + float(sigmas[-1]) ** 2) ** 0.5  # unit variance, where the last level is not 0
-
-
-def not_finite(step: int, dtype: torch.dtype) -> NumericalError:
-    return NumericalError(f"the latents are not finite after step {step} in {dtype}; try dtype float32")
 
 
 def extra_channels(model: Model, request: Request, shape: tuple[int, int, int]) -> Tensor | None:

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from minisd.denoiser import Batching
 from minisd.errors import PlanError
-from minisd.guidance import Batching
 from minisd.kernels import why_not
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import Literal
 from minisd.config import ModelConfig
 from minisd.conventions import CONVENTIONS, Forks
 from minisd.errors import RequestError, quoted
-from minisd.samplers.names import SCHEDULES, find_sampler
+from minisd.samplers.names import find_sampler, find_schedule, split_name
 
 MAX_SIDE = 8192
 MAX_PIXELS = 4096 * 4096
@@ -47,7 +47,31 @@ class Request:
     schedule: str = "auto"
     cfg_scale: float = 5.0
     cfg_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    apg_eta: float = 1.0
+    apg_norm: float = 0.0
+    apg_momentum: float = 0.0
+    mimic_scale: float = 0.0
+    mimic_percentile: float = 1.0
+    pag_scale: float = 0.0
+    sag_scale: float = 0.0
+    slg_scale: float = 0.0
+    slg_start: float = 0.0
+    slg_end: float = 1.0
+    freeu: tuple[float, ...] | None = None
     eta: float | None = None
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float | None = None
+    s_noise: float = 1.0
+    sigmas: tuple[float, ...] | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    seed_size: tuple[int, int] | None = None
+    eta_seed_delta: int = 0
     clip_skip: int | None = None
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
@@ -61,6 +85,7 @@ class Request:
     interpolation: Literal["log", "linear"] | None = None
     quantised: bool | None = None
     ddim_end: Literal["zero", "first"] | None = None
+    discard: Literal["never", "always", "sampler"] | None = None
     rng: Literal["philox", "torch"] | None = None
     empty_negative: Literal["zeros", "encode"] | None = None
     long_prompt: Literal["chunks", "truncate"] | None = None
@@ -82,20 +107,46 @@ class Request:
         whole(self, "steps_offset", 0, 1000, optional=True)
         number(self, "cfg_scale", 0.0, 1000.0)
         number(self, "cfg_rescale", 0.0, 1.0)
+        for name in ("guidance_start", "guidance_end", "slg_start", "slg_end", "variation_strength"):
+            number(self, name, 0.0, 1.0)
+        for name in ("apg_norm", "mimic_scale", "pag_scale", "sag_scale", "slg_scale", "s_churn", "s_tmin"):
+            number(self, name, 0.0, 1000.0)
+        number(self, "apg_eta", -10.0, 10.0)
+        number(self, "apg_momentum", -1.0, 1.0)
+        number(self, "mimic_percentile", 0.5, 1.0)
+        number(self, "s_noise", 0.0, 10.0)
+        number(self, "s_tmax", 0.0, 1e6, optional=True)
+        number(self, "sigma_min", 1e-4, 1e4, optional=True)
+        number(self, "sigma_max", 1e-4, 1e4, optional=True)
         number(self, "eta", 0.0, 1.0, optional=True)
+        numbers(self, "freeu", 4, 4)
+        numbers(self, "sigmas", 2, MAX_STEPS + 1)
+        whole(self, "variation_seed", 0, SEEDS - 1, optional=True)
+        whole(self, "eta_seed_delta", 0, SEEDS - 1)
         number(self, "aesthetic_score", 0.0, 10.0)
         number(self, "negative_aesthetic_score", 0.0, 10.0)
-        for name in ("original_size", "target_size"):
+        for name in ("original_size", "target_size", "seed_size"):
             pair(self, name, optional=True)
         pair(self, "crop")
-        try:
-            object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
-        except ValueError as error:
-            raise RequestError(f"sampler: {error}", field="sampler") from error
-        choice(self, "schedule", ("auto", *SCHEDULES))
+        self._name_sampler()
         choice(self, "conventions", tuple(CONVENTIONS))
         for name, options in FORK_CHOICES.items():
             choice(self, name, (None, *options))
+
+    def _name_sampler(self) -> None:
+        """Our own names for sampler and schedule, from any program's."""
+        try:
+            name, schedule = (
+                split_name(self.sampler) if isinstance(self.sampler, str) else (self.sampler, None)
+            )
+            object.__setattr__(self, "sampler", find_sampler(name).name)
+        except ValueError as error:
+            raise RequestError(f"sampler: {error}", field="sampler") from error
+        try:
+            wanted = schedule if schedule is not None and self.schedule == "auto" else self.schedule
+            object.__setattr__(self, "schedule", find_schedule(wanted))
+        except ValueError as error:
+            raise RequestError(f"schedule: {error}", field="schedule") from error
 
     @property
     def forks(self) -> Forks:
@@ -121,11 +172,15 @@ class Request:
                 raise RequestError(
                     f"clip_skip {self.clip_skip} is outside 1..{layers} of this model", field="clip_skip"
                 )
+        variation = self.variation_seed
+        if variation is None and self.variation_strength > 0:
+            variation = seed
         return replace(
             self,
             width=width,
             height=height,
             seed=seed if self.seed is None else self.seed,
+            variation_seed=variation,
             original_size=self.original_size or (height, width),
             target_size=self.target_size or (height, width),
         )
@@ -159,6 +214,7 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "interpolation": ("log", "linear"),
     "quantised": (True, False),
     "ddim_end": ("zero", "first"),
+    "discard": ("never", "always", "sampler"),
     "rng": ("philox", "torch"),
     "empty_negative": ("zeros", "encode"),
     "long_prompt": ("chunks", "truncate"),
@@ -211,6 +267,18 @@ def number(request: Request, name: str, low: float, high: float, *, optional: bo
     if not low <= value <= high:
         raise RequestError(f"{name} is {shown(value)}; it must lie in {low}..{high}", field=name)
     object.__setattr__(request, name, float(value))
+
+
+def numbers(request: Request, name: str, least: int, most: int) -> None:
+    """A tuple of finite numbers, or None."""
+    value = getattr(request, name)
+    if value is None:
+        return
+    ok = isinstance(value, tuple) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    if not ok or not least <= len(value) <= most:
+        count = str(least) if least == most else f"{least} to {most}"
+        raise RequestError(f"{name} must be {count} finite numbers, got {quoted(repr(value))}", field=name)
+    object.__setattr__(request, name, tuple(float(v) for v in value))
 
 
 def side(request: Request, name: str) -> None:

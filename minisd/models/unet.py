@@ -14,6 +14,7 @@ families uses.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
+from minisd.models.edits import NO_EDIT, Edit, FreeU
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -74,10 +76,14 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, edit: Edit = NO_EDIT) -> Tensor:
         """x: b n c; context: b m d. Returns b n c."""
+        if edit.identity:  # every token attends to itself alone
+            return self.to_out(self.to_v(x))
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        if edit.observe is not None:
+            edit.observe(q, k, self.num_heads)
         return self.to_out(attention(q, k, v, self.num_heads, implementation=self.implementation))
 
 
@@ -118,8 +124,8 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.norm3 = nn.LayerNorm(dim, eps=1e-5)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, edit: Edit = NO_EDIT) -> Tensor:
+        x = x + self.attn1(self.norm1(x), edit=edit)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -140,13 +146,15 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, edit: Edit = NO_EDIT) -> Tensor:
         """x: b c h w; context: b n d. Returns b c h w."""
+        if edit.skip:
+            return x
         height = x.shape[2]
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, edit)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
 
@@ -171,14 +179,16 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-def run_block(block: nn.Module, x: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+def run_block(
+    block: nn.Module, x: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int], edit: Edit = NO_EDIT
+) -> Tensor:
     """One entry of input_blocks, middle_block or output_blocks: each layer gets what it needs."""
     assert isinstance(block, nn.Sequential)
     for layer in block:
         if isinstance(layer, ResBlock):
             x = layer(x, emb)
         elif isinstance(layer, SpatialTransformer):
-            x = layer(x, context)
+            x = layer(x, context, edit)
         elif isinstance(layer, Upsample):
             x = layer(x, size)
         else:
@@ -233,6 +243,7 @@ class UNet(nn.Module):
         self.middle_block = nn.Sequential(*middle)
 
         self.output_blocks = nn.ModuleList()
+        self.stages: list[int] = []  # of output_blocks: 0 at the coarsest level
         depths = iter(config.depth_out)
         for level, (mult, num_res_blocks) in reversed(list(enumerate(levels))):
             for index in range(num_res_blocks + 1):
@@ -243,6 +254,7 @@ class UNet(nn.Module):
                 if level > 0 and index == num_res_blocks:
                     block.append(Upsample(channels))  # sub-index 1 where the level has no attention, else 2
                 self.output_blocks.append(nn.Sequential(*block))
+                self.stages.append(len(levels) - 1 - level)
 
         self.out = nn.Sequential(
             nn.GroupNorm(config.norm_groups, channels, eps=1e-5),
@@ -250,19 +262,36 @@ class UNet(nn.Module):
             nn.Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        *,
+        edits: Mapping[str, Edit] | None = None,
+        freeu: FreeU | None = None,
+    ) -> Tensor:
+        """edits: changes to single transformers, by the name of their block ("middle_block",
+        "input_blocks.4")."""
+        edits = edits or {}
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
         if self.config.y_dim is not None:
             assert y is not None, "this UNet needs the vector y (SDXL)"
             emb = emb + self.label_emb(y)
         skips: list[Tensor] = []
         h = x
-        for block in self.input_blocks:
-            h = run_block(block, h, emb, context, size=(0, 0))
+        for index, block in enumerate(self.input_blocks):
+            edit = edits.get(f"input_blocks.{index}", NO_EDIT)
+            h = run_block(block, h, emb, context, (0, 0), edit)
             skips.append(h)
-        h = run_block(self.middle_block, h, emb, context, size=(0, 0))
-        for block in self.output_blocks:
-            h = torch.cat([h, skips.pop()], dim=1)
+        h = run_block(self.middle_block, h, emb, context, (0, 0), edits.get("middle_block", NO_EDIT))
+        for index, block in enumerate(self.output_blocks):
+            edit = edits.get(f"output_blocks.{index}", NO_EDIT)
+            skip = skips.pop()
+            if freeu is not None:
+                h, skip = freeu.apply(h, skip, self.stages[index])
+            h = torch.cat([h, skip], dim=1)
             height, width = skips[-1].shape[-2:] if skips else (0, 0)
-            h = run_block(block, h, emb, context, (height, width))
+            h = run_block(block, h, emb, context, (height, width), edit)
         return self.out(h)

@@ -3,7 +3,7 @@
 Paper: Cui et al. 2023 (arXiv:2309.06169), VE form: algorithms 1 to 3 and noise function "ER-SDE 5", f(s) = s
 (exp(s^0.3) + 10). With r = f(sigma_next) / f(sigma):
 
-    x_next = r x + (1 - r) D + (h + f_next I0) D' + (h^2 / 2 + f_next I1) D'' + noise      h = sigma_next - sigma
+    x_next = r x + (1 - r) D + (h + f_next I0) D' + (h^2 / 2 + f_next I1) D'' + noise   h = sigma_next - sigma
     I0 = int ds / f(s),   I1 = int (s - sigma) / f(s) ds   over sigma_next .. sigma
 
 D' and D'' are difference quotients in sigma. The integrals are taken by Gauss-Legendre quadrature, to

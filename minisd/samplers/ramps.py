@@ -62,11 +62,6 @@ def simple_sigmas(n: int, table: SigmaTable) -> Tensor:
     return with_zero(table.sigmas[places])
 
 
-def normal_sigmas(n: int, table: SigmaTable) -> Tensor:
-    """n timesteps evenly from the last to the first, both included."""
-    return with_zero(table.sigma(spaced_timesteps(n, "linspace", num_train_timesteps=len(table.sigmas))))
-
-
 def ddim_sigmas(n: int, table: SigmaTable) -> Tensor:
     """Multiples of N // n plus 1: the timesteps that DDIM was released with."""
     t = spaced_timesteps(n, "leading", num_train_timesteps=len(table.sigmas), offset=1)
@@ -151,9 +146,8 @@ RAMPS: dict[str, Ramp] = {
     "polyexponential": lambda n, t, family: polyexponential_sigmas(n, t.sigma_min, t.sigma_max),
     "sgm_uniform": lambda n, t, family: sgm_uniform_sigmas(n, t),
     "simple": lambda n, t, family: simple_sigmas(n, t),
-    "linspace": lambda n, t, family: normal_sigmas(n, t),
     "ddim": lambda n, t, family: ddim_sigmas(n, t),
-    "trailing": lambda n, t, family: trailing_sigmas(n, t),
+    "turbo": lambda n, t, family: trailing_sigmas(n, t),
     "lcm": lambda n, t, family: lcm_sigmas(n, t),
     "beta": lambda n, t, family: beta_sigmas(n, t),
     "kl_optimal": lambda n, t, family: kl_optimal_sigmas(n, t.sigma_min, t.sigma_max),

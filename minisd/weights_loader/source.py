@@ -1,7 +1,8 @@
 """What every container gives: named tensors with dtype and shape known before a byte of data is read.
 
-`TensorSource` is implemented by `safetensors_file.SafetensorsFile`, `pickle_file.PickleFile` (legacy .ckpt, nothing executed)
-and `sharded.ShardedSource`. The rest of the loader sees only this. Opening reads headers; `read` reads one tensor.
+`TensorSource` is implemented by `safetensors_file.SafetensorsFile`, `pickle_file.PickleFile` (legacy .ckpt,
+nothing executed) and `sharded.ShardedSource`. The rest of the loader sees only this. Opening reads headers;
+`read` reads one tensor.
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ class TensorSource(Protocol):
     path: Path
     container: str  # "safetensors", "torch zip", "torch legacy", "sharded safetensors"
     tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]  # safetensors __metadata__; for pickles the plain top-level scalars, as strings
+    metadata: Mapping[
+        str, str
+    ]  # safetensors __metadata__; for pickles the plain top-level scalars, as strings
 
     def read(self, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        """A fresh CPU tensor of this name, in the file's dtype or converted to `dtype`; never shares the file's memory.
+        """A fresh CPU tensor of this name, in the file's dtype or converted to `dtype`; never shares the
+        file's memory.
 
-        Reading holds at most this one tensor twice (file's dtype and target dtype). Raises CheckpointError when the file
-        changed since it was opened or ends early, KeyError for a name that is not there (a bug of ours).
+        Reading holds at most this one tensor twice (file's dtype and target dtype). Raises CheckpointError
+        when the file changed since it was opened or ends early, KeyError for a name that is not there (a bug
+        of ours).
         """
         ...
 

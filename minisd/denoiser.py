@@ -1,0 +1,199 @@
+"""From the network to `denoise(x, sigma)`, the one function a solver sees: scaling, calls, guidance.
+
+What is called for one level: the conditional prediction; the unconditional one unless the scale is 1; and for
+PAG, SLG and SAG one worse prediction each, whose difference to the good one is added. On a CPU they are made
+one image and one prompt at a time (`Batching`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisd.guidance import Guidance, active, cfg, projected, rescaled, thresholded
+from minisd.models.edits import Edit, FreeU
+from minisd.models.unet import UNet
+from minisd.samplers.scaling import Prediction, c_in, denoised_from
+from minisd.samplers.schedule import SigmaTable
+from minisd.text.conditioning import Conditioning
+
+Edits = Mapping[str, Edit]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What runs together. On a CPU nothing: one image and one prompt at a time is as fast, needs less memory,
+    and makes the bits of an image independent of the batch it stands in."""
+
+    images: bool
+    prompts: bool
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The network of one run with its prompts and rules. `denoise` and `denoise_both` are what solvers take.
+
+    sigmas: the levels of the run, by which start and end of rules are counted. dtype: what the network
+    computes in; everything outside it stays in x's dtype. concat [b k h w]: further input channels
+    (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
+    """
+
+    network: UNet
+    table: SigmaTable
+    prediction: Prediction
+    cond: Conditioning
+    uncond: Conditioning
+    guidance: Guidance
+    batching: Batching
+    dtype: torch.dtype
+    sigmas: Sequence[float]
+    concat: Tensor | None = None
+    freeu: FreeU | None = None
+    check: Callable[[], None] | None = None
+
+    def denoise(self) -> Callable[[Tensor, float], Tensor]:
+        """A fresh `denoise(x, sigma) -> denoised` for one run over x [b c h w]."""
+        both = self.denoise_both()
+        return lambda x, sigma: both(x, sigma)[0]
+
+    def denoise_both(self) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
+        """The same, returning (guided, unconditional); what CFG++ solvers take. APG's running average lives
+        in the closure."""
+        averages: dict[int, Tensor | None] = {}
+
+        def call(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+            if self.batching.images:
+                guided, uncond, averages[0] = self.predict(x, sigma, self.concat, averages.get(0))
+                return guided, uncond
+            rows = []
+            for i in range(len(x)):
+                extra = None if self.concat is None else self.concat[i : i + 1]
+                guided, uncond, averages[i] = self.predict(x[i : i + 1], sigma, extra, averages.get(i))
+                rows.append((guided, uncond))
+            return torch.cat([g for g, _ in rows]), torch.cat([u for _, u in rows])
+
+        return call
+
+    def predict(
+        self, x: Tensor, sigma: float, extra: Tensor | None, average: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(guided, unconditional, APG's average) for the images x; where guidance does not act, both are the
+        conditional one."""
+        rule = self.guidance
+        acts = active(sigma, self.sigmas, rule.start, rule.end)
+        maps: list[Tensor] = []
+        seen: Edits = {}
+        if acts and rule.sag_scale > 0:
+            seen = {
+                "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
+            }
+        if acts and rule.needs_uncond:
+            if self.batching.prompts and not seen:
+                out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
+            else:
+                out_c = self.call(x, sigma, extra, [self.cond])
+                out_u = self.call(x, sigma, extra, [self.uncond], seen)
+        else:
+            out_c = out_u = self.call(x, sigma, extra, [self.cond])
+        cond = denoised_from(out_c, x, sigma, self.prediction)
+        uncond = cond if out_u is out_c else denoised_from(out_u, x, sigma, self.prediction)
+        if rule.scale == 1.0 or not acts:
+            guided = cond
+        elif rule.projected:
+            guided, average = projected(cond, uncond, rule, average)
+        else:
+            output = cfg(out_c, out_u, rule.scale)
+            if rule.rescale > 0:
+                output = rescaled(output, out_c, rule.rescale)
+            guided = denoised_from(output, x, sigma, self.prediction)
+        if rule.mimic_scale > 0 and acts and rule.scale != 1.0:
+            guided = thresholded(cond, uncond, guided, rule)
+        if acts:
+            guided = self.further(x, sigma, extra, guided, cond, uncond, maps)
+        return guided, uncond, average
+
+    def further(
+        self,
+        x: Tensor,
+        sigma: float,
+        extra: Tensor | None,
+        guided: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        maps: list[Tensor],
+    ) -> Tensor:
+        """guided plus the differences to predictions made worse on purpose."""
+        rule = self.guidance
+        if rule.pag_scale > 0:
+            worse = self.worse(x, sigma, extra, {p: Edit(identity=True) for p in rule.pag_places})
+            guided = guided + rule.pag_scale * (cond - worse)
+        if rule.slg_scale > 0 and active(sigma, self.sigmas, rule.slg_start, rule.slg_end):
+            worse = self.worse(x, sigma, extra, {p: Edit(skip=True) for p in rule.slg_places})
+            guided = guided + rule.slg_scale * (cond - worse)
+        if rule.sag_scale > 0:
+            noise = x - uncond  # sigma * eps
+            blurred = degraded(uncond, maps[-1], rule.sag_blur)
+            output = self.call(blurred + noise, sigma, extra, [self.uncond])
+            worse = denoised_from(output, blurred + noise, sigma, self.prediction)
+            # the difference of the two noises, as the paper adds it
+            guided = guided + rule.sag_scale * ((uncond - worse) - (uncond - blurred))
+        return guided
+
+    def worse(self, x: Tensor, sigma: float, extra: Tensor | None, edits: Edits) -> Tensor:
+        return denoised_from(self.call(x, sigma, extra, [self.cond], edits), x, sigma, self.prediction)
+
+    def call(
+        self,
+        x: Tensor,
+        sigma: float,
+        extra: Tensor | None,
+        parts: list[Conditioning],
+        edits: Edits | None = None,
+    ) -> Tensor:
+        """The network's output for the images x under each of `parts`, b k c h w flattened to (k b) c h w."""
+        if self.check is not None:
+            self.check()
+        timesteps = torch.tensor([self.table.timestep(sigma)], dtype=torch.float32, device=x.device)
+        scaled = (x * c_in(sigma)).to(self.dtype)
+        if extra is not None:
+            scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
+        b, k = scaled.shape[0], len(parts)
+        context = torch.cat([p.context.expand(b, -1, -1) for p in parts])
+        ys = [p.y.expand(b, -1) for p in parts if p.y is not None]
+        y = torch.cat(ys) if ys else None
+        scaled = scaled.repeat(k, 1, 1, 1)
+        return self.network(scaled, timesteps, context, y, edits=edits, freeu=self.freeu).to(x.dtype)
+
+
+def attention_received(q: Tensor, k: Tensor, num_heads: int) -> Tensor:
+    """How much attention each token receives, summed over those who look and averaged over heads: b n."""
+    q, k = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2).float() for t in (q, k))
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1).sum(1)
+
+
+def degraded(picture: Tensor, received: Tensor, blur: float) -> Tensor:
+    """picture [b c h w], blurred where a token receives more than its share of attention (SAG, eq. 12 and
+    13)."""
+    h, w = picture.shape[-2:]
+    # the middle block's map has the picture's proportions
+    scale = (h * w / received.shape[1]) ** 0.5
+    rows = max(1, -(-h // round(scale)))
+    mask = (received > 1.0).to(picture).view(len(picture), 1, rows, -1)
+    mask = F.interpolate(mask, size=(h, w), mode="nearest")
+    return gaussian_blur(picture, blur) * mask + picture * (1 - mask)
+
+
+def gaussian_blur(x: Tensor, sigma: float, size: int = 9) -> Tensor:
+    """Each channel convolved with a Gaussian of `size` taps, mirrored at the borders."""
+    taps = torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    channels, pad = x.shape[1], size // 2
+    mode = "reflect" if min(x.shape[-2:]) > pad else "replicate"
+    x = F.pad(x, (pad, pad, pad, pad), mode=mode)
+    x = F.conv2d(x, kernel.expand(channels, 1, 1, size), groups=channels)
+    return F.conv2d(x, kernel[:, None].expand(channels, 1, size, 1), groups=channels)

@@ -1,0 +1,204 @@
+"""From noise to latents: the noise levels of a request, its random numbers, and the solver's run.
+
+Everything random is a function of the request's seeds: draw 0 is the first noise, draws 1, 2, ... are those
+of the steps, and Brownian noise is a path of its own. Variation seeds blend the first noise of two seeds;
+`seed_size` keeps a seed's composition at another size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minisd.config import ModelConfig
+from minisd.denoiser import Denoiser
+from minisd.errors import NumericalError, RequestError
+from minisd.request import Request
+from minisd.samplers.brownian import brownian_noise
+from minisd.samplers.names import Sampler, find_sampler, solver
+from minisd.samplers.noise import batch_normal
+from minisd.samplers.ramps import RAMPS, custom_sigmas, without_next_to_last
+from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
+from minisd.samplers.step import Noise, OnStep, Step
+
+Shape = tuple[int, int, int]  # c h w
+
+
+def sigma_table(config: ModelConfig, request: Request) -> SigmaTable:
+    """The model's training noise levels, with the request's forks for what lies between them."""
+    s = config.schedule
+    alphas = alphas_cumprod(
+        s.num_train_timesteps,
+        s.beta_start,
+        s.beta_end,
+        s.beta_schedule,
+        zero_terminal_snr=config.zero_terminal_snr,
+    )
+    forks = request.forks
+    return SigmaTable.from_alphas(alphas, interpolation=forks.interpolation, quantised=forks.quantised)
+
+
+def schedule_of(request: Request) -> str:
+    """The schedule's name, decided: "auto" is the sampler's own."""
+    if request.sigmas is not None:
+        return "custom"
+    return find_sampler(request.sampler).schedule if request.schedule == "auto" else request.schedule
+
+
+def run_sigmas(table: SigmaTable, request: Request, schedule: str, family: str) -> Tensor:
+    """The noise levels this request visits, float64 [steps + 1], falling. Raises RequestError for what cannot
+    be."""
+    sampler, forks = find_sampler(request.sampler), request.forks
+    discard = forks.discard == "always" or (forks.discard == "sampler" and sampler.discard)
+    steps = request.steps + 1 if discard else request.steps
+    first = request.sampler == "ddim" and forks.ddim_end == "first"
+    try:
+        if request.sigmas is not None:
+            return custom_sigmas(request.sigmas)
+        if schedule == "normal":
+            final = table.sigma_min if first else 0.0
+            sigmas = table_sigmas(steps, table, spacing=forks.spacing, offset=forks.steps_offset, final=final)
+        else:
+            sigmas = RAMPS[schedule](steps, ranged(table, request), family)
+    except ValueError as error:
+        raise RequestError(str(error), field="sigmas" if request.sigmas is not None else "steps") from error
+    if discard:
+        sigmas = without_next_to_last(sigmas)
+    # a level equal to the end already reached is no step
+    keep = torch.cat([sigmas[:-1] > sigmas[-1], torch.ones(1, dtype=torch.bool)])
+    return sigmas[keep] if first else sigmas
+
+
+def ranged(table: SigmaTable, request: Request) -> SigmaTable:
+    """The table with the ends that the request sets: what schedules between two ends then span."""
+    low, high = request.sigma_min, request.sigma_max
+    if low is None and high is None:
+        return table
+    low, high = low or table.sigma_min, high or table.sigma_max
+    if not low < high:
+        raise RequestError(f"sigma_min {low:g} must lie below sigma_max {high:g}", field="sigma_min")
+    steps = torch.linspace(table.timestep(low), table.timestep(high), len(table.sigmas), dtype=torch.float64)
+    levels = table.sigma(steps)
+    levels[0], levels[-1] = low, high  # also where they lie beyond the trained ones
+    return SigmaTable(levels, table.interpolation)
+
+
+def first_noise(request: Request, shape: Shape) -> Tensor:
+    """Unit normal b c h w float32 on the CPU, with variation seeds and seed size."""
+    source = request.forks.rng
+    seeds = request.seeds()
+    if request.variation_strength > 0:
+        seeds = [seeds[0]] * request.count  # pictures of a batch differ in their variation seed
+    noise = resized_normal(source, seeds, shape, request)
+    if request.variation_strength == 0:
+        return noise
+    assert request.variation_seed is not None, "set by Request.for_model"
+    others = [(request.variation_seed + i) % 2**64 for i in range(request.count)]
+    blend = resized_normal(source, others, shape, request)
+    return torch.stack([slerp(a, b, request.variation_strength) for a, b in zip(noise, blend, strict=True)])
+
+
+def resized_normal(source: str, seeds: list[int], shape: Shape, request: Request) -> Tensor:
+    """First noise of these seeds; with `seed_size`, that of the other size in the middle of fresh noise."""
+    noise = batch_normal(source, seeds, 0, shape)
+    if request.seed_size is None:
+        return noise
+    c, height, width = shape
+    h, w = (side // 8 for side in request.seed_size)
+    small = batch_normal(source, seeds, 0, (c, h, w))
+    top, left = (height - h) // 2, (width - w) // 2
+    noise[:, :, max(top, 0) : max(top, 0) + min(h, height), max(left, 0) : max(left, 0) + min(w, width)] = (
+        small[
+            :, :, max(-top, 0) : max(-top, 0) + min(h, height), max(-left, 0) : max(-left, 0) + min(w, width)
+        ]
+    )
+    return noise
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two noises of one image (Shoemake 1985): keeps their norm, unlike a straight
+    blend."""
+    cosine = (a.flatten() @ b.flatten() / (a.norm() * b.norm())).double().clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if angle < 1e-3:
+        return a + share * (b - a)
+    out = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return out.to(a.dtype)
+
+
+def step_noise(request: Request, sampler: Sampler, sigmas: Tensor, shape: Shape, like: Tensor) -> Noise:
+    """What the solver draws on the way, on like's device and dtype; row i is a function of its image's seed
+    alone."""
+    delta = request.eta_seed_delta
+    seeds = request.seeds()
+    if request.variation_strength > 0:
+        seeds = [seeds[0]] * request.count
+    seeds = [(seed + delta) % 2**64 for seed in seeds]
+    if sampler.noise == "brownian":
+        positive = sigmas[sigmas > 0]
+        return brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), like)
+    draws = -1 if delta else 0  # another seed begins its own stream
+
+    def noise(sigma: float, sigma_next: float) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return batch_normal(request.forks.rng, seeds, draws, shape).to(like)
+
+    return noise
+
+
+def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dict[str, object]:
+    """The keyword arguments of the solver that the request decides."""
+    options: dict[str, object] = {}
+    if sampler.eta is not None:
+        options["eta"] = sampler.eta if request.eta is None else request.eta
+    if "s_churn" in sampler.takes:
+        options |= {"s_churn": request.s_churn, "s_tmin": request.s_tmin}
+        if request.s_tmax is not None:
+            options["s_tmax"] = request.s_tmax
+    if "s_noise" in sampler.takes:
+        options["s_noise"] = request.s_noise
+    if "table" in sampler.takes:
+        options["table"] = table
+    return options
+
+
+def sample(
+    denoiser: Denoiser, request: Request, sigmas: Tensor, shape: Shape, device: torch.device, on_step: OnStep
+) -> Tensor:
+    """From noise to latents, b c h w on `device`: float32, or the network's dtype where that is wider.
+
+    Raises NumericalError naming the first step after which a value is not finite.
+    """
+    sampler = find_sampler(request.sampler)
+    exact = torch.promote_types(denoiser.dtype, torch.float32)
+    begin = float(sigmas[0])
+    scale = begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5
+    x = first_noise(request, shape).to(device, exact) * scale
+    noise = step_noise(request, sampler, sigmas, shape, x)
+    finite: list[Tensor] = []
+
+    def watched(step: Step) -> None:
+        finite.append(torch.isfinite(step.x).all())
+        if device.type == "cpu":
+            check_finite(finite, denoiser.dtype)
+        on_step(step)
+
+    denoise: Callable[..., object] = denoiser.denoise_both() if sampler.both else denoiser.denoise()
+    options = solver_options(request, sampler, denoiser.table)
+    x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=watched, **options)
+    if (
+        device.type != "cpu"
+    ):  # asked once at the end: asking each step would make the host wait for the device
+        check_finite(finite, denoiser.dtype)
+    return x / (1 + float(sigmas[-1]) ** 2) ** 0.5  # unit variance, where the last level is not 0
+
+
+def check_finite(flags: list[Tensor], dtype: torch.dtype) -> None:
+    """Raises NumericalError for the first step whose flag is false."""
+    good = torch.stack(flags).cpu()
+    if not good.all():
+        step = int(good.int().argmin()) + 1
+        raise NumericalError(f"the latents are not finite after step {step} in {dtype}; try dtype float32")
