@@ -44,10 +44,11 @@ TINY_TAESD = TAESDConfig(width=16)
 
 
 def tiny_unet(family: UNetConfig, **changes: object) -> UNetConfig:
-    """The family's UNet 32 channels wide, with at most two transformer blocks where it has up to ten."""
+    """The family's UNet 32 and 64 channels wide, at most two transformer blocks where it has ten."""
     base = replace(
         family,
         model_channels=WIDTH,
+        channel_mult=tuple(min(m, 2) for m in family.channel_mult),
         depth_in=tuple(min(d, 2) for d in family.depth_in),
         depth_mid=min(family.depth_mid, 2),
         depth_out=tuple(min(d, 2) for d in family.depth_out),
