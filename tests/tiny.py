@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -27,17 +28,18 @@ from minisd.config import (
     UNetConfig,
     VAEConfig,
 )
-from minisd.model import Model, place
+from minisd.model import Model
 from minisd.models.clip import TextEncoder
 from minisd.models.taesd import TAESD
 from minisd.models.unet import UNet
 from minisd.models.vae import AutoencoderKL
-from minisd.placement import DTYPES, make_plan
+from minisd.placement import DTYPES, Plan, make_plan
 from minisd.weights_loader.config_json import KEY, config_to_json
 from minisd.weights_loader.expected import Shapes, taesd_shapes, text_shapes, unet_shapes, vae_shapes
 from minisd.weights_loader.keymap import text_rules
 from minisd.weights_loader.rule import theirs_from
 
+Network = TypeVar("Network", bound=nn.Module)
 WIDTH = 32  # of text encoders and of the UNet's finest level: GroupNorm has 32 groups
 VAE = VAEConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1)
 TINY_TAESD = TAESDConfig(width=16)
@@ -184,6 +186,13 @@ def write_checkpoint(
     return path
 
 
+def laid_out(network: Network, plan: Plan) -> Network:
+    """In the memory layout that the plan gives convolutions: their bits depend on it."""
+    if plan.channels_last.value:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
+    return network
+
+
 def tiny_model(name: str, *, seed: int = 0, dtype: str = "float32", tiny_vae: bool = False) -> Model:
     """A model without a file, placed by the planner as a loaded one."""
     config = TINY[name]
@@ -193,19 +202,12 @@ def tiny_model(name: str, *, seed: int = 0, dtype: str = "float32", tiny_vae: bo
     if small is not None:
         elements["taesd"] = sum(p.numel() for p in small.parameters())
     plan = make_plan(elements, device="cpu", dtype=dtype)
-    model = Model(
+    return Model(
         name=f"tiny-{name}",
         config=config,
         text_encoders=tuple(text_encoder(use, weights[use.part]) for use in config.text),
-        unet=unet(config.unet, weights["unet"]),
-        vae=vae(config.vae, weights["vae"]),
+        unet=laid_out(unet(config.unet, weights["unet"]), plan),
+        vae=laid_out(vae(config.vae, weights["vae"]), plan),
         plan=plan,
-        tiny_vae=small,
+        tiny_vae=None if small is None else laid_out(small, plan),
     )
-    place(model.unet, plan, "unet")
-    place(model.vae, plan, "vae")
-    for use, encoder in zip(config.text, model.text_encoders, strict=True):
-        place(encoder, plan, use.part)
-    if small is not None:
-        place(small, plan, "taesd")
-    return model
