@@ -1,7 +1,7 @@
 """What the UNet is told: prompts through the text encoders of the family, and the size vector of SDXL.
 
     prompt -> ids -> each encoder -> context [1, n, context_dim]   SDXL: encoders side by side
-                                  -> y       [1, y_dim]            SDXL: pooled text, six numbers (refiner: five)
+                                  -> y       [1, y_dim]            SDXL: pooled text and five or six numbers
 
 Papers: Rombach et al. 2022 (arXiv:2112.10752) for the context; Podell et al. 2023 (arXiv:2307.01952) section
 2.2 for y.
