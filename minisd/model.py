@@ -48,11 +48,15 @@ class Model:
         return prediction
 
 
-def place(network: nn.Module, plan: Plan, part: str) -> None:
-    """Bring a filled network to where and how the plan wants it."""
+def fill(network: nn.Module, checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None) -> None:
+    """Weights into a network built on the meta device, then to where and how the plan wants it."""
+    where = plan.part(part)
+    weights = checkpoint.state_dict(part, dtype=where.dtype.value, ema=ema)
+    network.load_state_dict(weights, strict=True, assign=True)
+    del weights  # what moves below must not be held twice
     network.requires_grad_(False).eval()
-    network.to(plan.part(part).device)
-    if plan.channels_last.value and not isinstance(network, TextEncoder):
+    network.to(where.device)
+    if part in plan.channels_last.value:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
     for module in network.modules():
         if isinstance(module, CrossAttention | AttnBlock | SelfAttention):
@@ -104,11 +108,7 @@ def load_model(
             if tiny_vae is not None:
                 networks["taesd"] = TAESD(checkpoint.taesd_config)
         for name, network in networks.items():
-            compute = plan.part(name).dtype.value
-            network.load_state_dict(
-                checkpoint.state_dict(name, dtype=compute, ema=ema), strict=True, assign=True
-            )
-            place(network, plan, name)
+            fill(network, checkpoint, plan, name, ema)
     return Model(
         name=checkpoint.path.stem,
         config=config,

@@ -186,9 +186,9 @@ def write_checkpoint(
     return path
 
 
-def laid_out(network: Network, plan: Plan) -> Network:
+def laid_out(network: Network, plan: Plan, part: str) -> Network:
     """In the memory layout that the plan gives convolutions: their bits depend on it."""
-    if plan.channels_last.value:
+    if part in plan.channels_last.value:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
     return network
 
@@ -206,8 +206,8 @@ def tiny_model(name: str, *, seed: int = 0, dtype: str = "float32", tiny_vae: bo
         name=f"tiny-{name}",
         config=config,
         text_encoders=tuple(text_encoder(use, weights[use.part]) for use in config.text),
-        unet=laid_out(unet(config.unet, weights["unet"]), plan),
-        vae=laid_out(vae(config.vae, weights["vae"]), plan),
+        unet=laid_out(unet(config.unet, weights["unet"]), plan, "unet"),
+        vae=laid_out(vae(config.vae, weights["vae"]), plan, "vae"),
         plan=plan,
-        tiny_vae=None if small is None else laid_out(small, plan),
+        tiny_vae=None if small is None else laid_out(small, plan, "taesd"),
     )

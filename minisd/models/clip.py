@@ -64,11 +64,17 @@ class EncoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+def empty_embedding(rows: int, width: int) -> nn.Embedding:
+    """A table whose values are still to come."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Embedding(config.max_length, config.width)
+        # not nn.Embedding(n, d): on the meta device its random start would import all of torch._dynamo (2 s)
+        self.token_embedding = empty_embedding(config.vocab_size, config.width)
+        self.position_embedding = empty_embedding(config.max_length, config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]

@@ -51,13 +51,15 @@ def sample_restart(
     """Heun along `sigmas` with restarts: order 2, two calls per step except into sigma 0.
 
     restarts None: `community_plan` splits the steps, and the main pass takes Karras levels between the ends
-    of `sigmas`.
+    of `sigmas`, 0 included where they end there.
     """
     if restarts is None:
         main, restarts = community_plan(len(sigmas) - 1)
         if restarts:
             positive = sigmas[sigmas > 0]
-            sigmas = karras_sigmas(main, float(positive[-1]), float(sigmas[0]))
+            to_zero = float(sigmas[-1]) == 0
+            whole = karras_sigmas(main if to_zero else main + 1, float(positive[-1]), float(sigmas[0]))
+            sigmas = whole if to_zero else whole[:-1]
     levels = [float(s) for s in sigmas]
     for index, _, sigma_next in steps_of(sigmas):
         x = sample_heun(denoise, x, sigmas[index : index + 2], noise=noise, on_step=shifted(on_step, index))

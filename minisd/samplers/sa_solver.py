@@ -19,20 +19,18 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from minisd.samplers.multistep import combined, integral_in_log, lagrange
+from minisd.samplers.multistep import adams_weights, combined
 from minisd.samplers.step import Denoise, Noise, OnStep, steps_of, tell
 
 
-def adams_weights(nodes: Sequence[float], h: float, tau: float, authors_form: bool) -> list[float]:
+def step_weights(nodes: Sequence[float], h: float, tau: float, authors_form: bool) -> list[float]:
     """g int_{-h}^0 exp(g u) L_j(u) du for the polynomials of `nodes` (values of u, newest first)."""
     g = 1 + tau**2
-    # v = g (u + h) from 0 to g h: exp(g u) = exp(-g h) exp(v)
-    shifted = [g * (u + h) for u in nodes]
-    weights = [integral_in_log(p, g * h, math.exp(-g * h)) for p in lagrange(shifted)]
+    weights = [g * w for w in adams_weights(nodes, -h, 0.0, rate=g)]
     if authors_form and len(nodes) == 2:
         k = g * h
         # the exact weight of the slope, (k - 1 + exp(-k)) / g^2, gives way to h^2 / 2
-        change = g * (h * h / 2 - (k - 1 + math.exp(-k)) / g**2) / (nodes[0] - nodes[1])
+        change = g * (h * h / 2 - (k + math.expm1(-k)) / g**2) / (nodes[0] - nodes[1])
         weights = [weights[0] + change, weights[1] - change]
     return weights
 
@@ -52,7 +50,7 @@ def adams_step(
     nodes = [
         math.log(sigma_next / level) for _, level in points
     ]  # u of the level: log(sigma_next) - log(level)
-    weights = adams_weights(nodes, h, tau, authors_form)
+    weights = step_weights(nodes, h, tau, authors_form)
     out = math.exp(-(tau**2) * h) * (sigma_next / sigma) * x + combined(weights, [d for d, _ in points])
     if drawn is None:
         return out

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minisd.errors import CheckpointError, quoted
 
-CHUNK = 16 * 2**20  # bytes: staging buffer of conversions and checksums
+CHUNK = 4 * 2**20  # bytes: staging buffer of conversions and checksums; larger ones fragment the heap
 _ONE_CALL = 2**30  # Linux moves at most 2^31 - 4096 bytes per read
 
 
@@ -99,7 +99,7 @@ class BinaryFile:
         """`count` little-endian elements of dtype `source` at byte `at`, as a fresh CPU tensor [count] of
         dtype `target`.
 
-        A conversion goes through a buffer of 16 MB, so the peak is the result and that. No alignment is
+        A conversion goes through a buffer of 4 MB, so the peak is the result and that. No alignment is
         assumed.
         """
         out = torch.empty(count, dtype=target, device="cpu")  # whatever default device the caller has set

@@ -50,7 +50,7 @@ class SafetensorsFile:
         self._positions = header.positions
 
     def read(self, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        """A fresh contiguous CPU tensor, in the file's dtype or converted; beside it at most 16 MB are held.
+        """A fresh contiguous CPU tensor, in the file's dtype or converted; beside it at most 4 MB are held.
 
         Raises CheckpointError when the file changed or was truncated since it was opened, KeyError for an
         unknown name.
