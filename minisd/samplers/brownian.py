@@ -1,12 +1,13 @@
 """Brownian noise for SDE solvers: increments over intervals of sigma that agree with each other, whoever asks
 for what and when.
 
-A virtual Brownian tree (Li et al. 2020, arXiv:2001.01328, section 4): W at the dyadic points of [sigma_min,
-sigma_max] follows from its neighbours one level up and a counter-based draw, so W(t) is a pure function of
-(seed, t). noise(a, b) is (W(a) - W(b)) / sqrt(|a - b|), of unit variance; halves of an interval add up to the
-whole. The tree ends at depth 20, a millionth of the range; the last draw, between two points of it, is keyed
-by t itself. The draws are Philox's whatever the request's rng is: a generator that only runs forward cannot
-be asked for a point.
+A virtual Brownian tree (Li et al. 2020, arXiv:2001.01328, section 4): W at the points that halve [sigma_min,
+sigma_max] in log sigma again and again follows from its neighbours one level up and a counter-based draw, so
+W(t) is a pure function of (seed, t). noise(a, b) is (W(a) - W(b)) / sqrt(|a - b|), of unit variance; halves
+of an interval add up to the whole. The tree ends at depth 20: levels a hundred-thousandth of themselves apart
+are told apart, at both ends of the range alike. The last draw, between two points of it, is keyed by t
+itself. The draws are Philox's whatever the request's rng is: a generator that only runs forward cannot be
+asked for a point.
 """
 
 from __future__ import annotations
@@ -35,29 +36,36 @@ class BrownianPath:
         self.point = lru_cache(maxsize=2 * DEPTH)(self._point)
 
     def _point(self, level: int, index: int) -> Tensor:
-        """W(low + index / 2^level of the range) - W(low)."""
+        """W at the point index / 2^level of the way from low to high, less W(low)."""
         if index == 0:
             return torch.zeros_like(self.end)
         if level == 0:
             return self.end
         if index % 2 == 0:
             return self.point(level - 1, index // 2)
-        middle = (self.point(level - 1, index // 2) + self.point(level - 1, index // 2 + 1)) / 2
-        width = (self.high - self.low) / 2 ** (level - 1)
-        return middle + self.draw(TREE + (1 << level) + index) * math.sqrt(width / 4)
+        left, right = self.point(level - 1, index // 2), self.point(level - 1, index // 2 + 1)
+        ends = self.place(level - 1, index // 2), self.place(level - 1, index // 2 + 1)
+        return bridge(left, right, *ends, self.place(level, index), self.draw(TREE + (1 << level) + index))
+
+    def place(self, level: int, index: int) -> float:
+        """The point's sigma: evenly in log sigma, since schedules step by parts of sigma."""
+        return self.low * (self.high / self.low) ** (index / 2**level)
 
     def at(self, t: float) -> Tensor:
         """W(t) - W(low), float64. t is clamped to the range."""
-        share = min(max((t - self.low) / (self.high - self.low), 0.0), 1.0) * 2**DEPTH
+        t = min(max(t, self.low), self.high)
+        share = math.log(t / self.low) / math.log(self.high / self.low) * 2**DEPTH
         index = min(int(share), 2**DEPTH - 1)
-        rest = share - index
-        left = self.point(DEPTH, index)
-        if rest == 0:
-            return left
-        right = self.point(DEPTH, index + 1)
-        bridge = (self.high - self.low) / 2**DEPTH * rest * (1 - rest)
-        number = TREE + (1 << DEPTH + 1) + int(rest * 2**30)
-        return left + rest * (right - left) + self.draw(number % 2**32) * math.sqrt(bridge)
+        a, b = self.place(DEPTH, index), self.place(DEPTH, index + 1)
+        number = TREE + (1 << DEPTH + 1) + int((share - index) * 2**30)
+        drawn = self.draw(number % 2**32)
+        return bridge(self.point(DEPTH, index), self.point(DEPTH, index + 1), a, b, t, drawn)
+
+
+def bridge(left: Tensor, right: Tensor, a: float, b: float, t: float, drawn: Tensor) -> Tensor:
+    """W(t), given W at a and b on both sides of it and a unit normal draw."""
+    share = min(max((t - a) / (b - a), 0.0), 1.0)  # rounding of a and b
+    return left + share * (right - left) + drawn * math.sqrt((b - a) * share * (1 - share))
 
 
 def brownian_noise(

@@ -77,4 +77,4 @@ def add_noise(x: Tensor, noise: Noise | None, sigma: float, sigma_next: float, s
 
 def between(sigma: float, sigma_next: float, share: float) -> float:
     """The level `share` of the way from sigma to sigma_next, evenly in log sigma."""
-    return math.exp((1 - share) * math.log(sigma) + share * math.log(sigma_next))
+    return sigma * (sigma_next / sigma) ** share  # exact at share 0: the first level of a run stays itself

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_deis_as_diffusers(order: int) -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("final", [True, False])
-def test_unipc_as_diffusers(order: int, variant: str, final: bool) -> None:
+def test_unipc_as_diffusers(order: int, variant: Literal["bh1", "bh2"], final: bool) -> None:
     """Oracle: UniPCMultistepScheduler; its bh1 multiplies infinity by 0 in a final step into 0."""
     if final and variant == "bh1":
         final_variant = UniPCMultistepScheduler(solver_order=order, solver_type="bh1")
@@ -109,7 +109,7 @@ def test_unipc_as_diffusers(order: int, variant: str, final: bool) -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.4, 1.0])
 def test_sa_solver_as_diffusers(predictor: int, corrector: int, tau: float) -> None:
     """Oracle: SASolverScheduler with the same tau and generator."""
-    orders = {"predictor_order": predictor, "corrector_order": corrector}
+    orders: dict[str, Any] = {"predictor_order": predictor, "corrector_order": corrector}
     scheduler: Scheduler = SASolverScheduler(**orders, tau_func=lambda t: tau, lower_order_final=False)
     draws = Draws()
     theirs = through_diffusers(scheduler, open_levels(12), scaled=True, generator=draws.generator)
