@@ -73,7 +73,7 @@ class Plan:
             f"device          {self.device.value}: {self.device.reason}",
             f"attention       {self.attention.value}: {self.attention.reason}",
             f"batched         {' and '.join(batching) or 'nothing'}: {self.batching.reason}",
-            f"channels last   {', '.join(self.channels_last.value)}: {self.channels_last.reason}",
+            f"channels last   {', '.join(self.channels_last.value) or 'no'}: {self.channels_last.reason}",
             f"VAE tiles       {self.vae_tile.value or 'none'}: {self.vae_tile.reason}",
         ]
         return "\n".join(rows)
@@ -116,9 +116,7 @@ def make_plan(
         )
         if on_cpu
         else Choice(Batching(images=True, prompts=True), "one call keeps the device busy"),
-        channels_last=Choice(
-            ("vae", "taesd"), "CPU: faster at 128 channels and high resolution, not in the UNet"
-        )
+        channels_last=Choice((), "CPU: GroupNorm's sums over channels last depend on the number of threads")
         if on_cpu
         else Choice(("unet", "vae", "taesd"), "convolutions read the channels of a pixel together"),
         vae_tile=Choice(vae_tile, "asked for by name" if vae_tile else "decoded whole"),
@@ -158,7 +156,7 @@ def choose_dtype(name: str, device: str) -> Choice[torch.dtype]:
         return Choice(DTYPES[name], "asked for by name")
     kind = torch.device(device).type
     if kind == "cpu":
-        return Choice(torch.float32, "CPU: exact to the bit whatever the batch")
+        return Choice(torch.float32, "CPU: exact to the bit, whatever the batch and the number of threads")
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.float16, "this GPU has no bfloat16")
     return Choice(torch.bfloat16, "half the memory of float32, no overflow")

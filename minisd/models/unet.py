@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
+from minisd.models.conv import Conv2d, PointwiseConv
 from minisd.models.edits import NO_EDIT, Edit, FreeU
 
 
@@ -44,17 +45,17 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             nn.GroupNorm(groups, in_channels, eps=1e-5),
             nn.SiLU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels, eps=1e-5),
             nn.SiLU(),
             nn.Identity(),  # 2: dropout in training, keeps out_layers.3
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv2d(out_channels, out_channels, 3, padding=1),
         )
         same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else PointwiseConv(in_channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: b c h w; emb: b e or 1 e. Returns b c' h w."""
@@ -162,7 +163,7 @@ class SpatialTransformer(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -171,7 +172,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """To `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x would be
@@ -223,7 +224,7 @@ class UNet(nn.Module):
             return ResBlock(in_channels, emb_dim, out_channels, config.norm_groups)
 
         levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
-        self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(config.in_channels, c, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([nn.Sequential(Conv2d(config.in_channels, c, 3, padding=1))])
         skips, channels, depths = [c], c, iter(config.depth_in)
         for level, (mult, num_res_blocks) in enumerate(levels):
             for _ in range(num_res_blocks):
@@ -259,7 +260,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(config.norm_groups, channels, eps=1e-5),
             nn.SiLU(),
-            nn.Conv2d(channels, config.out_channels, 3, padding=1),
+            Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
     def forward(

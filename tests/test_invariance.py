@@ -1,0 +1,139 @@
+"""Oracle: the same picture drawn another way: batch, guidance, threads; bit for bit; not so without the
+rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from minisd.config import UNetConfig, VAEConfig
+from minisd.denoiser import Batching
+from minisd.model import Model
+from minisd.models.conv import Conv2d, PointwiseConv
+from minisd.models.unet import UNet
+from minisd.models.vae import AutoencoderKL
+from minisd.pipeline import Drawing, draw
+from minisd.placement import Choice
+from minisd.request import Request
+from tests.tiny import tiny_model
+
+REQUEST = Request(prompt="a cat", negative_prompt="blurry", steps=3, seed=10, cfg_scale=4.0)
+# wide enough for oneDNN to share a sum between threads, which is what the rules are about
+WIDE = UNetConfig(
+    model_channels=320,
+    channel_mult=(1, 2),
+    num_res_blocks=(1, 1),
+    depth_in=(1, 0),
+    depth_mid=0,
+    depth_out=(0, 0, 1, 1),
+    context_dim=64,
+)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def drawn(model: Model, **fields: object) -> Drawing:
+    request = replace(REQUEST, **fields)  # type: ignore[arg-type]
+    return draw(model, request.for_model(model.config, seed=0))
+
+
+def batched(model: Model, *, images: bool, prompts: bool) -> Model:
+    together = Choice(Batching(images=images, prompts=prompts), "for this test")
+    return replace(model, plan=replace(model.plan, batching=together))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde"])
+def test_image_of_a_batch_is_the_image_alone(dtype: str, sampler: str) -> None:
+    """Oracle: each seed drawn alone."""
+    model = tiny_model("sd1", dtype=dtype)
+    many = drawn(model, count=4, sampler=sampler)
+    for i, (latent, image) in enumerate(zip(many.latents, many.images, strict=True)):
+        alone = drawn(model, seed=10 + i, sampler=sampler)
+        assert torch.equal(latent, alone.latents[0]), f"image {i} of the batch"
+        assert image.tobytes() == alone.images[0].tobytes()
+
+
+def test_batches_in_one_call_are_not_exact() -> None:
+    """Inverse: with images in one call the bits depend on the batch, or the rule would prove nothing."""
+    model = batched(tiny_model("sd1"), images=True, prompts=True)
+    many = drawn(model, count=4)
+    alone = [drawn(model, seed=10 + i).latents[0] for i in range(4)]
+    difference = (many.latents - torch.stack(alone)).abs().max()
+    assert 0 < difference < 1e-3 * many.latents.abs().max()
+
+
+def test_prompts_in_one_call_are_close() -> None:
+    """Oracle: conditional and unconditional prediction in two calls; the same picture to rounding."""
+    model = tiny_model("sd1")
+    two = drawn(model).latents
+    difference = two - drawn(batched(model, images=False, prompts=True)).latents
+    assert difference.norm() < 1e-4 * two.norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_threads_do_not_change_a_picture(dtype: str) -> None:
+    """Oracle: the same request on one thread."""
+    model = tiny_model("sdxl", dtype=dtype)
+    with threads(1):
+        one = drawn(model)
+    with threads(2):
+        two = drawn(model)
+    assert torch.equal(one.latents, two.latents)
+    assert one.images[0].tobytes() == two.images[0].tobytes()
+
+
+def wide_outputs(dtype: torch.dtype, count: int, *, exact: bool) -> list[torch.Tensor]:
+    """Outputs of a wide UNet and VAE on `count` threads; `exact` False: without the two rules."""
+    torch.manual_seed(0)
+    unet = UNet(WIDE).to(dtype).eval()
+    vae = AutoencoderKL(VAEConfig(ch=64, ch_mult=(1, 2), num_res_blocks=1)).to(dtype).eval()
+    if not exact:
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (*unet.modules(), *vae.modules()):
+            if isinstance(module, PointwiseConv):
+                module.forward = lambda input, m=module: nn.Conv2d.forward(m, input)
+    x, context = torch.randn(1, 4, 32, 32).to(dtype), torch.randn(1, 77, 64).to(dtype)
+    with threads(count), torch.inference_mode():
+        out = unet(x, torch.tensor([500.0]), context)
+        return [out, vae.decode(out)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_of_real_width_and_threads(dtype: torch.dtype) -> None:
+    """Oracle: one thread."""
+    one, two = (wide_outputs(dtype, n, exact=True) for n in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_without_the_rules_threads_change_bits() -> None:
+    """Inverse: 1x1 convolutions as convolutions, channels last: bits depend on the number of threads."""
+    one, two = (wide_outputs(torch.float32, n, exact=False) for n in (1, 2))
+    assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_small_images_and_threads() -> None:
+    """Oracle: one thread; and, inverse, torch's own choice for small single images, which depends on it."""
+    x, conv = torch.randn(1, 256, 8, 8), Conv2d(256, 128, 3, padding=1)
+    with torch.inference_mode():
+        results = []
+        for count in (1, 2):
+            with threads(count):
+                results.append((conv(x), nn.Conv2d.forward(conv, x)))
+    (ours, torchs), (ours_two, torchs_two) = results
+    assert torch.equal(ours, ours_two)
+    assert not torch.equal(torchs, torchs_two)
+    assert (ours - torchs).abs().max() < 1e-4
