@@ -105,6 +105,8 @@ class Denoiser:
             guided = cond
         elif rule.projected:
             guided, average = projected(cond, uncond, rule, average)
+            if rule.rescale > 0:  # APG works on pictures: theirs is the deviation that is brought back
+                guided = rescaled(guided, cond, rule.rescale)
         else:
             output = cfg(out_c, out_u, rule.scale)
             if rule.rescale > 0:
