@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minisd.conversion import convert
     from minisd.engine import Engine, Final, Result, load
     from minisd.errors import (
         Cancelled,
@@ -45,6 +46,7 @@ WHERE = {
     "Preview": "pipeline",
     "Progress": "pipeline",
     "Plan": "placement",
+    "convert": "conversion",
     "Request": "request",
     "open_checkpoint": "weights_loader.checkpoint",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "convert",
     "load",
     "open_checkpoint",
 ]

@@ -230,17 +230,11 @@ def inspect(args: argparse.Namespace) -> dict[str, object]:
 
 
 def convert(args: argparse.Namespace) -> dict[str, object]:
-    from minisd.weights_loader.checkpoint import open_checkpoint
-    from minisd.weights_loader.convert import convert as write
+    from minisd.conversion import convert as write
 
-    checkpoint = open_checkpoint(args.source)
+    prune = not args.keep_ema
     target = write(
-        checkpoint,
-        args.target,
-        layout=args.layout,
-        dtype=args.dtype,
-        prune_ema=not args.keep_ema,
-        ema=args.ema,
+        args.source, args.target, layout=args.layout, dtype=args.dtype, prune_ema=prune, ema=args.ema
     )
     if not args.json:
         sys.stdout.write(f"{target}\n")

@@ -24,6 +24,12 @@ from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
 from minisd.samplers.step import Noise, OnStep, Step
 
 Shape = tuple[int, int, int]  # c h w
+# ends that a request may set and that these schedules would not look at
+UNUSED_ENDS = {
+    "custom": ("sigma_min", "sigma_max"),
+    "align_your_steps": ("sigma_min", "sigma_max"),
+    "linear_quadratic": ("sigma_min",),
+}
 
 
 def sigma_table(config: ModelConfig, request: Request) -> SigmaTable:
@@ -54,14 +60,20 @@ def run_sigmas(table: SigmaTable, request: Request, schedule: str, family: str) 
     discard = forks.discard == "always" or (forks.discard == "sampler" and sampler.discard)
     steps = request.steps + 1 if discard else request.steps
     first = request.sampler == "ddim" and forks.ddim_end == "first"
+    for name in UNUSED_ENDS.get(schedule, ()):
+        if getattr(request, name) is not None:
+            raise RequestError(f"{name} has no part in the schedule {schedule!r}; leave it out", field=name)
+    levels = ranged(table, request)
     try:
         if request.sigmas is not None:
             return custom_sigmas(request.sigmas)
         if schedule == "normal":
-            final = table.sigma_min if first else 0.0
-            sigmas = table_sigmas(steps, table, spacing=forks.spacing, offset=forks.steps_offset, final=final)
+            final = levels.sigma_min if first else 0.0
+            sigmas = table_sigmas(
+                steps, levels, spacing=forks.spacing, offset=forks.steps_offset, final=final
+            )
         else:
-            sigmas = RAMPS[schedule](steps, ranged(table, request), family)
+            sigmas = RAMPS[schedule](steps, levels, family)
     except ValueError as error:
         raise RequestError(str(error), field="sigmas" if request.sigmas is not None else "steps") from error
     if discard:

@@ -23,6 +23,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd",
     "minisd.config",
     "minisd.conventions",
+    "minisd.conversion",
     "minisd.engine",
     "minisd.errors",
     "minisd.pipeline",
@@ -30,7 +31,6 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.request",
     "minisd.samplers.names",  # names and facts, no torch
     "minisd.weights_loader.checkpoint",
-    "minisd.weights_loader.convert",
 }
 # place: (packages of others, modules of ours). A module of ours stands for everything below it, with `=` for
 # itself alone; the first place that a file lies in counts.

@@ -186,9 +186,9 @@ def split_name(name: str) -> tuple[str, str | None]:
     """A1111's old names carry the schedule behind the sampler: "DPM++ 2M Karras" -> ("DPM++ 2M",
     "karras")."""
     for schedule in ("karras", "exponential"):
-        head = name.removesuffix(f" {SCHEDULES[schedule].label}")
-        if head != name:
-            return head, schedule
+        label = f" {schedule}"
+        if name.strip().lower().endswith(label):
+            return name.strip()[: -len(label)], schedule
     return name, None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ def convert(
     dtype: str | torch.dtype | None = None,
     prune_ema: bool = True,
     ema: bool | None = None,
+    tokenizers: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes `checkpoint`, with its swapped parts, to `target` and returns the path.
 
@@ -62,6 +63,8 @@ def convert(
     layout.
 
     Parts that the checkpoint lacks are lacking in the target.
+    tokenizers: {"tokenizer/vocab.json": text, ...}, which a diffusers folder holds beside the weights.
+
     What is left unread when loading is not written; see `Checkpoint.report()`. Raises CheckpointError when
     the target exists, a part is damaged, or the layout cannot hold the model. Nothing is left behind then.
     Parts that the checkpoint lacks are lacking in the target.
@@ -90,7 +93,7 @@ def convert(
             items += _ema(checkpoint, wanted)
         write_safetensors(target, items, _metadata(config))
         return target
-    _write_folder(checkpoint, config, target, wanted, take_ema)
+    _write_folder(checkpoint, config, target, wanted, take_ema, tokenizers or {})
     return target
 
 
@@ -161,7 +164,12 @@ def _ema(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Iterator[Item]:
 
 
 def _write_folder(
-    checkpoint: Checkpoint, config: ModelConfig, target: Path, dtype: torch.dtype | None, ema: bool
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    target: Path,
+    dtype: torch.dtype | None,
+    ema: bool,
+    tokenizers: Mapping[str, str],
 ) -> None:
     config = replace(config, text=tuple(_diffusers_use(use, config) for use in config.text))
     tables: dict[str, tuple[str, Rules, Json]] = {
@@ -175,7 +183,9 @@ def _write_folder(
     texts = {"scheduler/scheduler_config.json": dump(scheduler_json(config))}
     texts |= {CONFIG_FILE: config_to_json(config) + "\n"}
     present = [part for part in tables if part in checkpoint.parts]
-    texts |= {"model_index.json": dump(model_index(config, present))}
+    folders = {name.split("/")[0] for name in tokenizers}
+    texts |= tokenizers
+    texts |= {"model_index.json": dump(model_index(config, [*present, *folders]))}
     texts |= {f"{part}/config.json": dump(tables[part][2]) for part in present}
     part_of = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.part")
     try:

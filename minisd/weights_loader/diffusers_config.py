@@ -250,8 +250,8 @@ PIPELINES = {  # (family, what the UNet takes beside the latent)
 
 
 def model_index(config: ModelConfig, present: list[str]) -> Json:
-    """model_index.json. What is not `present`, and tokenizers, are null: the caller of diffusers supplies
-    them."""
+    """model_index.json. What is not `present` (parts and tokenizers) is null: the caller of diffusers
+    supplies it."""
     pipeline = PIPELINES.get((config.family, config.concat))
     if pipeline is None:
         raise CheckpointError(
@@ -270,7 +270,8 @@ def model_index(config: ModelConfig, present: list[str]) -> Json:
     for name in names:
         pooled = any(use.part == name and use.config.projection_dim is not None for use in config.text)
         data[name] = ["transformers", "CLIPTextModelWithProjection" if pooled else "CLIPTextModel"]
-        data[name.replace("text_encoder", "tokenizer")] = nothing
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        data[tokenizer] = ["transformers", "CLIPTokenizer"] if tokenizer in present else nothing
     for name in ("unet", "vae", *names):
         if name not in present:
             data[name] = nothing
