@@ -1,5 +1,8 @@
 """Oracle: diffusers' schedulers in float64, given the same levels and noises."""
 
+# pyright: reportPrivateImportUsage=false
+# (diffusers exports its classes lazily, which pyright takes for private)
+
 from __future__ import annotations
 
 from typing import Any, Literal
