@@ -134,6 +134,7 @@ def v_loss(
 def train_diffusion(
     run: Run,
     pool: LatentPool,
+    weights: Tensor,
     emoji: tuple[Emoji, ...],
     vocabulary: Vocabulary,
     schedule: TrainingSchedule,
@@ -163,7 +164,7 @@ def train_diffusion(
     total = 0.0
     while not run.done:
         lr = run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
-        pictures, z = pool.draw(recipe.batch, generator)
+        pictures, z = pool.draw(recipe.batch, weights, generator)
         loss = v_loss(text, unet, z, captioner.rows(pictures), table, generator)
         for opt in opts:
             opt.zero_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import SIZE, Emoji, Sprites
+from .favourites import FAVOURITES
 
 Place = Literal["middle", "left", "right"]
 
@@ -64,8 +65,9 @@ class Picture:
     background: str = "white"
 
 
-def weight(emoji: Emoji) -> float:
-    return GROUP_WEIGHT.get(emoji.group, 1.0)
+def weight(emoji: Emoji, favour: float) -> float:
+    """How often this object is drawn; favourites `favour` times as often."""
+    return GROUP_WEIGHT.get(emoji.group, 1.0) * (favour if emoji.name in FAVOURITES else 1.0)
 
 
 def mirrors(emoji: Emoji) -> bool:
@@ -98,11 +100,18 @@ class PictureSource:
     """Draws random pictures with the proportions of the recipe, never one that is held out."""
 
     def __init__(
-        self, emoji: tuple[Emoji, ...], held: Held, *, white: float, pairs: float, mirror: float
+        self,
+        emoji: tuple[Emoji, ...],
+        held: Held,
+        *,
+        white: float,
+        pairs: float,
+        mirror: float,
+        favour: float = 1.0,
     ) -> None:
         self.emoji, self.held = emoji, held
         self.white, self.pairs, self.mirror = white, pairs, mirror
-        self.weights = [weight(e) for e in emoji]
+        self.weights = [weight(e, favour) for e in emoji]
         self.pairable = [i for i, e in enumerate(emoji) if pairs_well(e)]
 
     def is_held(self, picture: Picture) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from scripts.embedded.data import (
     render,
     unicode_names,
 )
-from scripts.embedded.latents import plan_pictures
+from scripts.embedded.latents import plan_pictures, proportions
 from scripts.embedded.pictures import COLOURS, Object, Painter, Picture, PictureSource, held_out
 from scripts.embedded.vocabulary import UNKNOWN, VOCABULARY_SIZE, Vocabulary
 
@@ -147,11 +148,31 @@ def test_held_out_combinations_are_never_drawn() -> None:
     assert held == sorted(set(held)) == held_out(EMOJI, 60)
     source = PictureSource(EMOJI, frozenset(held), white=0.2, pairs=0.5, mirror=0.5)
     rng = random.Random(0)
-    drawn = [source.draw(rng) for _ in range(300)] + plan_pictures(source, 5, 100)[0]
+    drawn = [source.draw(rng) for _ in range(300)] + plan_pictures(source, 5, 100)
     met = {(EMOJI[o.index].name, p.background, o.place) for p in drawn for o in p.objects}
     assert met and not met & set(held)
     clocks = [o for p in drawn for o in p.objects if o.index == 2]
     assert clocks and not any(o.mirrored for o in clocks)  # a mirrored clock tells another time
+
+
+def test_proportions_are_those_of_the_recipe() -> None:
+    """Oracle: the shares asked for, whatever the number of pictures of each kind."""
+    source = PictureSource(EMOJI, frozenset(), white=0.7, pairs=0.2, mirror=0.1, favour=5.0)
+    pictures = plan_pictures(source, 4, 30)
+    weights = proportions(source, pictures)
+    assert weights.sum().item() == pytest.approx(1)
+
+    def share(chosen: Callable[[Picture], bool]) -> float:
+        return sum(w for w, p in zip(weights.tolist(), pictures, strict=True) if chosen(p))
+
+    assert share(lambda p: len(p.objects) == 2) == pytest.approx(0.2)
+    assert share(lambda p: len(p.objects) == 1 and p.background == "white") == pytest.approx(0.8 * 0.7)
+    own = [w / sum(source.weights) for w in source.weights]
+    # apple and car are favourites, the clock is not; food counts 1.4
+    assert own[0] == pytest.approx(5 * 1.4 / (5 * 1.4 + 5 + 1))
+    assert share(lambda p: p.objects == (Object(2),)) == pytest.approx(0.8 * own[2])
+    turned = share(lambda p: p.background == "white" and p.objects[0].mirrored and len(p.objects) == 1)
+    assert turned == pytest.approx(0.8 * 0.7 * 0.1 * (own[0] + own[1]))
 
 
 def test_committed_held_out_list_has_the_form_of_the_code() -> None:
