@@ -73,6 +73,7 @@ FIELD_HELP: dict[str, str] = {
     "ddim_end": "where DDIM ends: at zero noise or at the first trained level",
     "rng": "philox: the same numbers on every machine; torch: torch's CPU generator",
     "empty_negative": "SDXL: an empty negative prompt is all zeros, or is encoded",
+    "composition": "AND in a prompt joins prompts with weights (a AND b :0.5), or is a word",
     "long_prompt": "beyond 75 tokens: further chunks, or cut off",
 }
 

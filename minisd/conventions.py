@@ -35,6 +35,8 @@ class Forks:
     empty_negative: Literal["zeros", "encode"] = "zeros"
     # a prompt of more than 75 tokens is cut into contexts that the UNet sees side by side, or is cut off
     long_prompt: Literal["chunks", "truncate"] = "chunks"
+    # the word AND joins prompts that are predicted apart, or is a word like others
+    composition: Literal["and", "literal"] = "and"
 
 
 CONVENTIONS: dict[str, Forks] = {
@@ -47,6 +49,7 @@ CONVENTIONS: dict[str, Forks] = {
         ddim_end="first",
         rng="torch",
         long_prompt="truncate",
+        composition="literal",
     ),
-    "sgm": Forks(spacing="sgm", quantised=True, rng="torch", long_prompt="truncate"),
+    "sgm": Forks(spacing="sgm", quantised=True, rng="torch", long_prompt="truncate", composition="literal"),
 }

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisd.guidance import Guidance, active, cfg, projected, rescaled, thresholded
+from minisd.guidance import Guidance, active, cfg, projected, rescaled, thresholded, weighted
 from minisd.models.edits import Edit, FreeU
 from minisd.models.unet import UNet
 from minisd.samplers.scaling import Prediction, c_in, denoised_from
@@ -40,6 +40,9 @@ class Denoiser:
     sigmas: the levels of the run, by which start and end of rules are counted. dtype: what the network
     computes in; everything outside it stays in x's dtype. concat [b k h w]: further input channels
     (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
+    weight, also: further prompts, each with its weight beside that of cond; they stand for one conditional
+    prediction, the weighted sum of differences to the unconditional one. always_uncond: predict it even where
+    no rule needs it (CFG++).
     """
 
     network: UNet
@@ -51,6 +54,9 @@ class Denoiser:
     batching: Batching
     dtype: torch.dtype
     sigmas: Sequence[float]
+    weight: float = 1.0
+    also: tuple[tuple[Conditioning, float], ...] = ()
+    always_uncond: bool = False
     concat: Tensor | None = None
     freeu: FreeU | None = None
     check: Callable[[], None] | None = None
@@ -91,7 +97,7 @@ class Denoiser:
             seen = {
                 "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
             }
-        if acts and rule.needs_uncond:
+        if self.always_uncond or self.also or (acts and rule.needs_uncond):
             if self.batching.prompts and not seen:
                 out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
             else:
@@ -99,6 +105,9 @@ class Denoiser:
                 out_u = self.call(x, sigma, extra, [self.uncond], seen)
         else:
             out_c = out_u = self.call(x, sigma, extra, [self.cond])
+        if self.also:
+            outs = [out_c, *(self.call(x, sigma, extra, [c]) for c, _ in self.also)]
+            out_c = weighted(outs, [self.weight, *(w for _, w in self.also)], out_u, 1.0)
         cond = denoised_from(out_c, x, sigma, self.prediction)
         uncond = cond if out_u is out_c else denoised_from(out_u, x, sigma, self.prediction)
         if rule.scale == 1.0 or not acts:
@@ -159,8 +168,8 @@ class Denoiser:
         """The network's output for the images x under each of `parts`, b k c h w flattened to (k b) c h w."""
         if self.check is not None:
             self.check()
-        timesteps = torch.tensor([self.table.timestep(sigma)], dtype=torch.float32, device=x.device)
-        scaled = (x * c_in(sigma)).to(self.dtype)
+        timesteps = torch.tensor([self.table.told(sigma)], dtype=torch.float32, device=x.device)
+        scaled = (x * c_in(sigma, self.prediction)).to(self.dtype)
         if extra is not None:
             scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
         b, k = scaled.shape[0], len(parts)

@@ -17,7 +17,6 @@ from minisd.models.taesd import TAESD
 from minisd.models.unet import CrossAttention, UNet
 from minisd.models.vae import AttnBlock, AutoencoderKL
 from minisd.placement import Plan, make_plan
-from minisd.samplers.scaling import Prediction
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -40,12 +39,6 @@ class Model:
     @property
     def unet_dtype(self) -> torch.dtype:
         return self.plan.part("unet").dtype.value
-
-    @property
-    def prediction(self) -> Prediction:
-        prediction = self.config.prediction
-        assert prediction in ("eps", "v", "x0"), "load refuses the others"
-        return prediction
 
 
 def fill(network: nn.Module, checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None) -> None:
@@ -133,8 +126,9 @@ def usable(checkpoint: Checkpoint) -> ModelConfig:
             raise CheckpointError(
                 f"{checkpoint.name} holds no {part}; name a file that does: load(..., {part}=PATH)"
             )
-    if config.prediction not in ("eps", "v", "x0"):
+    if config.prediction == "edm_eps":
         raise CheckpointError(
-            f"{checkpoint.name} was trained as {config.prediction} (EDM), which minisd does not sample yet"
+            f"{checkpoint.name} was trained as EDM on latents of its own mean and spread (Playground v2.5); "
+            "minisd has no place for these yet"
         )
     return config

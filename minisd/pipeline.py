@@ -24,10 +24,11 @@ from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.tiling import tiled
 from minisd.request import Request
+from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
 from minisd.samplers.step import Step
 from minisd.sampling import run_sigmas, sample, schedule_of, sigma_table
-from minisd.text.conditioning import Conditioning, encode_prompts
+from minisd.text.conditioning import Prompts, encode_composed
 
 
 class CancelToken(Protocol):
@@ -94,7 +95,7 @@ def denoiser_of(
     request: Request,
     table: SigmaTable,
     sigmas: Tensor,
-    prompts: tuple[Conditioning, Conditioning],
+    prompts: Prompts,
     extra: Tensor | None,
     check: Callable[[], None],
 ) -> Denoiser:
@@ -102,9 +103,12 @@ def denoiser_of(
     return Denoiser(
         network=model.unet,
         table=table,
-        prediction=model.prediction,
-        cond=prompts[0],
-        uncond=prompts[1],
+        prediction=model.config.prediction,
+        cond=prompts.conds[0][0],
+        weight=prompts.conds[0][1],
+        also=prompts.conds[1:],
+        uncond=prompts.uncond,
+        always_uncond=find_sampler(request.sampler).both,
         guidance=guidance_of(request),
         batching=model.plan.batching.value,
         dtype=model.unet_dtype,
@@ -160,7 +164,7 @@ def draw(
 
     with torch.inference_mode():
         check()
-        cond, uncond = encode_prompts(model, request)
+        prompts = encode_composed(model, request)
         lap("encode")
 
         table = sigma_table(model.config, request)
@@ -168,7 +172,7 @@ def draw(
         sigmas = run_sigmas(table, request, schedule, model.config.family)
         shape = latent_shape(model.config, request)
         extra = extra_channels(model, request, shape)
-        denoiser = denoiser_of(model, request, table, sigmas, (cond, uncond), extra, check)
+        denoiser = denoiser_of(model, request, table, sigmas, prompts, extra, check)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
         latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step)
         lap("sample")
@@ -184,7 +188,7 @@ def draw(
         request=request,
         schedule=schedule,
         sigmas=tuple(float(s) for s in sigmas),
-        tokens=(cond.tokens, cond.used),
+        tokens=(sum(c.tokens for c, _ in prompts.conds), sum(c.used for c, _ in prompts.conds)),
         seconds=seconds,
     )
 

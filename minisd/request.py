@@ -89,6 +89,7 @@ class Request:
     rng: Literal["philox", "torch"] | None = None
     empty_negative: Literal["zeros", "encode"] | None = None
     long_prompt: Literal["chunks", "truncate"] | None = None
+    composition: Literal["and", "literal"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -128,7 +129,9 @@ class Request:
         for name in ("original_size", "target_size", "seed_size"):
             pair(self, name, optional=True)
         pair(self, "crop")
+        area(self, "seed_size")
         self._name_sampler()
+        self._check_taken()
         choice(self, "conventions", tuple(CONVENTIONS))
         for name, options in FORK_CHOICES.items():
             choice(self, name, (None, *options))
@@ -143,10 +146,25 @@ class Request:
         except ValueError as error:
             raise RequestError(f"sampler: {error}", field="sampler") from error
         try:
-            wanted = schedule if schedule is not None and self.schedule == "auto" else self.schedule
+            own = find_schedule(self.schedule)
+            wanted = schedule if schedule is not None and own == "auto" else own
+            if schedule is not None and wanted != schedule:
+                raise ValueError(f"the sampler's name says {schedule}, the schedule {own}; say one")
             object.__setattr__(self, "schedule", find_schedule(wanted))
         except ValueError as error:
             raise RequestError(f"schedule: {error}", field="schedule") from error
+
+    def _check_taken(self) -> None:
+        """A number for the sampler that the sampler does not take is a mistake, not a wish."""
+        sampler = find_sampler(self.sampler)
+        given = {
+            "eta": self.eta is not None and sampler.eta is None,
+            "s_churn": self.s_churn != 0.0 and "s_churn" not in sampler.takes,
+            "s_noise": self.s_noise != 1.0 and "s_noise" not in sampler.takes,
+        }
+        for name, wrong in given.items():
+            if wrong:
+                raise RequestError(f"the sampler {self.sampler} takes no {name}; leave it out", field=name)
 
     @property
     def forks(self) -> Forks:
@@ -218,6 +236,7 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "rng": ("philox", "torch"),
     "empty_negative": ("zeros", "encode"),
     "long_prompt": ("chunks", "truncate"),
+    "composition": ("and", "literal"),
 }
 
 
@@ -299,6 +318,17 @@ def pair(request: Request, name: str, *, optional: bool = False) -> None:
     for v in value:
         if not 0 <= v <= 65536:
             raise RequestError(f"{name} holds {shown(v)}; both must lie in 0..65536", field=name)
+
+
+def area(request: Request, name: str) -> None:
+    """A (height, width) that latents can have: each side a multiple of 8, within the limits of a picture."""
+    value = getattr(request, name)
+    if value is None:
+        return
+    if any(v < 8 or v % 8 or v > MAX_SIDE for v in value) or value[0] * value[1] > MAX_PIXELS:
+        raise RequestError(
+            f"{name} {value[0]} x {value[1]} must have sides in 8..{MAX_SIDE}, multiples of 8", field=name
+        )
 
 
 def choice(request: Request, name: str, options: tuple[object, ...]) -> None:

@@ -24,6 +24,7 @@ from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
 from minisd.samplers.step import Noise, OnStep, Step
 
 Shape = tuple[int, int, int]  # c h w
+EDM_RANGES = {"edm_eps": (0.002, 80.0), "edm_v": (0.002, 120.0)}  # published for Playground v2.5 and CosXL
 # ends that a request may set and that these schedules would not look at
 UNUSED_ENDS = {
     "custom": ("sigma_min", "sigma_max"),
@@ -34,6 +35,8 @@ UNUSED_ENDS = {
 
 def sigma_table(config: ModelConfig, request: Request) -> SigmaTable:
     """The model's training noise levels, with the request's forks for what lies between them."""
+    if config.prediction in EDM_RANGES:
+        return SigmaTable.edm(*EDM_RANGES[config.prediction])
     s = config.schedule
     alphas = alphas_cumprod(
         s.num_train_timesteps,
@@ -94,7 +97,7 @@ def ranged(table: SigmaTable, request: Request) -> SigmaTable:
     steps = torch.linspace(table.timestep(low), table.timestep(high), len(table.sigmas), dtype=torch.float64)
     levels = table.sigma(steps)
     levels[0], levels[-1] = low, high  # also where they lie beyond the trained ones
-    return SigmaTable(levels, table.interpolation)
+    return SigmaTable(levels, table.interpolation, continuous=table.continuous)
 
 
 def first_noise(request: Request, shape: Shape) -> Tensor:

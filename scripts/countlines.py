@@ -11,16 +11,16 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "minisd"
-# what a reader walks through to understand one picture (ARCHITECTURE.md gives the order)
+# not needed to understand one picture (ARCHITECTURE.md gives the reading order of the rest)
 AROUND = {
-    "cli.py",
-    "models/taesd.py",
-    "models/tiling.py",
-    "weights_loader/convert.py",
-    "weights_loader/diffusers_config.py",
-    "weights_loader/kinds.py",
+    "": "cli conversion infotext",
+    "models": "edits taesd tiling",
+    "samplers": "brownian cfgpp consistency dpm_solver er_sde multistep ramps restart sa_solver "
+    "sde_multistep unipc",
+    "text": "tokenizer_files",
+    "weights_loader": "config_json convert diffusers_config folder kinds pickle_entries pickle_file "
+    "pickle_reader pickle_values report sharded swap zip_archive",
 }
-AROUND_PREFIXES = ("weights_loader/pickle_", "weights_loader/zip_", "weights_loader/sharded", "server/")
 
 
 def code_lines(path: Path) -> int:
@@ -57,7 +57,8 @@ def main() -> None:
     for path in sorted(ROOT.rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         folder = name.split("/")[0] if "/" in name else "(top)"
-        table = around if name in AROUND or name.startswith(AROUND_PREFIXES) else core
+        names = AROUND.get("" if folder == "(top)" else folder, "").split()
+        table = around if path.stem in names else core
         table[folder] += code_lines(path)
     for title, table in (("core", core), ("around", around)):
         print(f"{title:<10}{sum(table.values()):>6}")

@@ -261,3 +261,21 @@ def test_no_torch_before_it_is_needed(program: str) -> None:
         check=True,
     )
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"sampler": "heun", "eta": 0.5}, "eta", "takes no eta"),
+        ({"sampler": "dpmpp_2m", "s_churn": 1.0}, "s_churn", "takes no s_churn"),
+        ({"sampler": "lms", "s_noise": 1.1}, "s_noise", "takes no s_noise"),
+        ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "schedule", "say one"),
+        ({"seed_size": (65536, 65536)}, "seed_size", "multiples of 8"),
+        ({"seed_size": (100, 64)}, "seed_size", "multiples of 8"),
+    ],
+)
+def test_numbers_that_would_do_nothing_are_refused(fields: dict, field: str, words: str) -> None:
+    """Oracle: the field and the reason."""
+    with pytest.raises(RequestError, match=words) as caught:
+        Request(**fields)
+    assert caught.value.field == field

@@ -55,12 +55,20 @@ class SigmaTable:
 
     interpolation: "log" (k-diffusion: log sigma is linear in t) or "linear" (diffusers: sigma is linear in t)
     between the trained levels. quantised: a sigma is given the nearest trained timestep instead of a
-    fractional one.
+    fractional one. continuous: the network is told 0.25 log sigma (EDM) instead of a timestep.
     """
 
     sigmas: Tensor  # float64 [num_train_timesteps], rising
     interpolation: Literal["log", "linear"] = "log"
     quantised: bool = False
+    continuous: bool = False
+
+    @classmethod
+    def edm(cls, sigma_min: float, sigma_max: float, levels: int = 1000) -> SigmaTable:
+        """For models trained on all levels of a range (Karras et al. 2022, section 5): a table even in log
+        sigma stands for them, so that every schedule can be used; the network is told 0.25 log sigma."""
+        log = torch.linspace(math.log(sigma_min), math.log(sigma_max), levels, dtype=torch.float64)
+        return cls(log.exp(), continuous=True)
 
     @classmethod
     def from_alphas(
@@ -88,6 +96,10 @@ class SigmaTable:
         # lerp of logs hits the trained levels only up to rounding; take those exactly
         between = (a.log() * (1 - share) + b.log() * share).exp()
         return torch.where(share == 0, a, torch.where(share == 1, b, between))
+
+    def told(self, sigma: float) -> float:
+        """What the network is told of a noise level: its timestep, or 0.25 log sigma."""
+        return 0.25 * math.log(sigma) if self.continuous else self.timestep(sigma)
 
     def timestep(self, sigma: float) -> float:
         """The (fractional) timestep of a noise level, clamped to the table; a whole number for every trained

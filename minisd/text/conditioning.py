@@ -21,6 +21,7 @@ from minisd.errors import RequestError
 from minisd.models.clip import TextEncoder
 from minisd.models.unet import timestep_embedding
 from minisd.request import Request
+from minisd.text.composition import split_prompt
 from minisd.text.tokenizer import CHUNK, chunk, encode
 
 MAX_CHUNKS = 20  # contexts of 75 tokens; the cost of cross-attention grows with them
@@ -34,6 +35,14 @@ class Conditioning:
     y: Tensor | None  # 1 y_dim
     tokens: int  # of the prompt
     used: int  # of them that reached the encoders
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a request asks for: prompts with their weights, and what they are guided away from."""
+
+    conds: tuple[tuple[Conditioning, float], ...]
+    uncond: Conditioning
 
 
 class Encoders(Protocol):
@@ -60,14 +69,20 @@ def number_of_chunks(prompt_ids: list[int], request: Request, field: str) -> int
 
 
 def encode_prompts(model: Encoders, request: Request) -> tuple[Conditioning, Conditioning]:
-    """(conditional, unconditional) of a request made whole by `Request.for_model`. Both contexts have the
-    same length."""
-    ids, negative_ids = encode(request.prompt), encode(request.negative_prompt)
-    chunks = max(
-        number_of_chunks(ids, request, "prompt"),
-        number_of_chunks(negative_ids, request, "negative_prompt"),
-    )
-    cond = encode_one(model, request, ids, chunks, request.aesthetic_score)
+    """(conditional, unconditional) of a request with one prompt."""
+    prompts = encode_composed(model, request)
+    return prompts.conds[0][0], prompts.uncond
+
+
+def encode_composed(model: Encoders, request: Request) -> Prompts:
+    """All prompts of a request made whole by `Request.for_model`. Their contexts have the same length."""
+    composed = request.forks.composition == "and"
+    parts = split_prompt(request.prompt) if composed else [(request.prompt, 1.0)]
+    ids = [(encode(text), weight) for text, weight in parts]
+    negative_ids = encode(request.negative_prompt)
+    counts = [number_of_chunks(i, request, "prompt") for i, _ in ids]
+    chunks = max(*counts, number_of_chunks(negative_ids, request, "negative_prompt"))
+    conds = [(encode_one(model, request, i, chunks, request.aesthetic_score), weight) for i, weight in ids]
     uncond = encode_one(model, request, negative_ids, chunks, request.negative_aesthetic_score)
     zeros = model.config.size_conditioning == "sdxl" and request.forks.empty_negative == "zeros"
     if zeros and request.negative_prompt == "":
@@ -76,7 +91,7 @@ def encode_prompts(model: Encoders, request: Request) -> tuple[Conditioning, Con
         y = uncond.y.clone()
         y[:, : pooled_width(model.config)] = 0
         uncond = Conditioning(torch.zeros_like(uncond.context), y, uncond.tokens, uncond.used)
-    return cond, uncond
+    return Prompts(tuple(conds), uncond)
 
 
 def pooled_width(config: ModelConfig) -> int:
