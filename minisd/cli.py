@@ -71,7 +71,7 @@ FIELD_HELP: dict[str, str] = {
     "interpolation": "between trained noise levels",
     "quantised": "use only trained timesteps",
     "ddim_end": "where DDIM ends: at zero noise or at the first trained level",
-    "rng": "philox: the same numbers on every machine; torch: torch's CPU generator",
+    "rng": "philox: the same numbers on every machine; torch, cuda: torch's generators",
     "empty_negative": "SDXL: an empty negative prompt is all zeros, or is encoded",
     "composition": "AND in a prompt joins prompts with weights (a AND b :0.5), or is a word",
     "long_prompt": "beyond 75 tokens: further chunks, or cut off",

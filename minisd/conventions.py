@@ -29,8 +29,9 @@ class Forks:
     ddim_end: Literal["zero", "first"] = "zero"
     # leave out the next-to-last level: never, always, or where A1111 does so for a sampler (DPM2, 3M SDE)
     discard: Literal["never", "always", "sampler"] = "never"
-    # random numbers: our portable Philox stream (A1111's "NV"), or torch's CPU generator
-    rng: Literal["philox", "torch"] = "philox"
+    # random numbers: our portable Philox stream (A1111's "NV"), or torch's generator on the CPU or on a CUDA
+    # device
+    rng: Literal["philox", "torch", "cuda"] = "philox"
     # SDXL: an empty negative prompt becomes all zeros (as in training), or is encoded as text
     empty_negative: Literal["zeros", "encode"] = "zeros"
     # a prompt of more than 75 tokens is cut into contexts that the UNet sees side by side, or is cut off

@@ -34,10 +34,7 @@ def parameters(request: Request, schedule: str, seed: int, model: str, version: 
         settings["Clip skip"] = str(request.clip_skip)
     if request.eta is not None:
         settings["Eta"] = f"{request.eta:g}"
-    if request.forks.rng == "philox":
-        settings["RNG"] = "NV"
-    else:
-        settings["RNG"] = "CPU"
+    settings["RNG"] = {"philox": "NV", "torch": "CPU", "cuda": "GPU"}[request.forks.rng]
     settings["Version"] = f"minisd {version}"
     lines = [request.prompt]
     if request.negative_prompt:

@@ -86,7 +86,7 @@ class Request:
     quantised: bool | None = None
     ddim_end: Literal["zero", "first"] | None = None
     discard: Literal["never", "always", "sampler"] | None = None
-    rng: Literal["philox", "torch"] | None = None
+    rng: Literal["philox", "torch", "cuda"] | None = None
     empty_negative: Literal["zeros", "encode"] | None = None
     long_prompt: Literal["chunks", "truncate"] | None = None
     composition: Literal["and", "literal"] | None = None
@@ -233,7 +233,7 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "quantised": (True, False),
     "ddim_end": ("zero", "first"),
     "discard": ("never", "always", "sampler"),
-    "rng": ("philox", "torch"),
+    "rng": ("philox", "torch", "cuda"),
     "empty_negative": ("zeros", "encode"),
     "long_prompt": ("chunks", "truncate"),
     "composition": ("and", "literal"),

@@ -103,6 +103,10 @@ def ranged(table: SigmaTable, request: Request) -> SigmaTable:
 def first_noise(request: Request, shape: Shape) -> Tensor:
     """Unit normal b c h w float32 on the CPU, with variation seeds and seed size."""
     source = request.forks.rng
+    if source == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            "rng cuda needs a CUDA device; philox gives the same numbers anywhere", field="rng"
+        )
     seeds = request.seeds()
     if request.variation_strength > 0:
         seeds = [seeds[0]] * request.count  # pictures of a batch differ in their variation seed

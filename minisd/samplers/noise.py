@@ -67,8 +67,17 @@ def torch_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator)
 
 
+def cuda_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
+    """As `torch_normal`, drawn by torch's generator of the first CUDA device: A1111's "GPU" source. float32
+    on the CPU."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    for _ in range(draw):
+        torch.randn(tuple(shape), generator=generator, device="cuda")
+    return torch.randn(tuple(shape), generator=generator, device="cuda").cpu()
+
+
 Normal = Callable[[int, int, Sequence[int]], Tensor]
-SOURCES: dict[str, Normal] = {"philox": philox_normal, "torch": torch_normal}
+SOURCES: dict[str, Normal] = {"philox": philox_normal, "torch": torch_normal, "cuda": cuda_normal}
 
 
 def batch_normal(source: str, seeds: Sequence[int], draw: int, shape: Sequence[int]) -> Tensor:
