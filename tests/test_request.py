@@ -80,7 +80,7 @@ WRONG: list[tuple[str, object, str]] = [  # (field, value, what the message says
     ("schedule", None, "schedule"),
     ("conventions", "A1111", "minisd, a1111, diffusers, sgm"),
     ("conventions", 1, "minisd, a1111, diffusers, sgm"),
-    ("rng", "cuda", "philox, torch"),
+    ("rng", "opencl", "philox, torch"),
     ("spacing", "even", "linspace, leading, trailing, sgm"),
     ("quantised", 1, "True, False"),
     ("quantised", "yes", "True, False"),

@@ -15,7 +15,9 @@ from pathlib import Path
 from scripts.bench.common import PEAK, fresh, record
 from scripts.bench.loading import write
 
-RUN = PEAK + """
+RUN = (
+    PEAK
+    + """
 import sys, time, torch, minisd
 begun = time.perf_counter()
 engine = minisd.load(sys.argv[1], dtype="bfloat16", vae_dtype="bfloat16")
@@ -30,6 +32,7 @@ told |= {f"{k}, s": v for k, v in result.drawing.seconds.items()}
 assert result.image.size == (side, side)
 print(json.dumps(told))
 """
+)
 
 
 def main(side: int = 512) -> None:
