@@ -55,7 +55,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
         q, k, v = (F.linear(tokens, m.weight.flatten(1), m.bias) for m in (self.q, self.k, self.v))
         out = attention(q, k, v, num_heads=1, implementation=self.implementation)
         out = F.linear(out, self.proj_out.weight.flatten(1), self.proj_out.bias)
