@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
-from minisd.models.conv import Conv2d, PointwiseConv
+from minisd.models.conv import Conv2d, PointwiseConv, each_alone
 from minisd.models.edits import NO_EDIT, Edit, FreeU
+
+FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -60,7 +62,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: b c h w; emb: b e or 1 e. Returns b c' h w."""
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb)[:, :, None, None]
+        h = h + each_alone(self.emb_layers, emb)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -151,6 +153,12 @@ class SpatialTransformer(nn.Module):
         """x: b c h w; context: b n d. Returns b c h w."""
         if edit.skip:
             return x
+        few = (
+            x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None
+        )  # which hears of all images at once
+        if few and x.shape[0] > 1 and x.device.type == "cpu":  # products with few rows: see each_alone
+            images = zip(x.split(1), context.split(1), strict=True)
+            return torch.cat([self(image, text, edit) for image, text in images])
         height = x.shape[2]
         # contiguous: a matrix product over strided tokens takes up to seven times as long (bf16, CPU)
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
@@ -277,10 +285,11 @@ class UNet(nn.Module):
         """edits: changes to single transformers, by the name of their block ("middle_block",
         "input_blocks.4")."""
         edits = edits or {}
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
+        sinusoids = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
+        emb = each_alone(self.time_embed, sinusoids)
         if self.config.y_dim is not None:
             assert y is not None, "this UNet needs the vector y (SDXL)"
-            emb = emb + self.label_emb(y)
+            emb = emb + each_alone(self.label_emb, y)
         skips: list[Tensor] = []
         h = x
         for index, block in enumerate(self.input_blocks):
