@@ -98,13 +98,14 @@ def test_the_global_generator_is_left_alone() -> None:
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
-def test_the_bits_do_not_depend_on_the_machine() -> None:
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_the_bits_do_not_depend_on_the_machine(capability: str) -> None:
     """Oracle: a sha256 written down once, here and in a process kept to old instructions and one thread."""
     here = io.StringIO()
     with redirect_stdout(here):
         exec(PROGRAM, {})
     plain = {
-        "ATEN_CPU_CAPABILITY": "default",
+        "ATEN_CPU_CAPABILITY": capability,
         "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_ICL AVX512_SPR",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
