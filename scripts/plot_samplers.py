@@ -113,7 +113,7 @@ def grid(path: Path) -> None:
                 result = engine.txt2img(PROMPT, sampler=name, steps=steps, seed=3, cfg_scale=scale)
                 sheet.paste(result.image, (margin + column * cell, 20 + row * cell))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, quality=82, optimize=True)
     print(path)
 
 
