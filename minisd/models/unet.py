@@ -153,9 +153,7 @@ class SpatialTransformer(nn.Module):
         """x: b c h w; context: b n d. Returns b c h w."""
         if edit.skip:
             return x
-        few = (
-            x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None
-        )  # it hears of all images
+        few = x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None  # it hears of all images
         if few and x.shape[0] > 1 and x.device.type == "cpu":  # products with few rows: see each_alone
             images = zip(x.split(1), context.split(1), strict=True)
             return torch.cat([self(image, text, edit) for image, text in images])
