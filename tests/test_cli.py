@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minisd.cli import FIELD_HELP, main
+from minisd.cli import main
+from minisd.commands.flags import FIELD_HELP
 from minisd.request import Request
 from tests.tiny import TINY, write_checkpoint
 

@@ -56,11 +56,18 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
         set(),
         {"minisd.config", "minisd.conventions", "minisd.errors", "minisd.samplers.names"},
     ),
-    ("minisd/cli.py", {"PIL"}, {f"={name}" for name in FACE}),
+    ("minisd/cli.py", {"PIL"}, {f"={name}" for name in FACE} | {"minisd.commands"}),
+    ("minisd/__main__.py", set(), {"minisd.cli"}),
+    ("minisd/commands/", {"PIL"}, {f"={name}" for name in FACE} | {"minisd.commands"}),
     ("minisd/server/", {"PIL"}, {f"={name}" for name in FACE} | {"minisd.server"}),
     ("minisd/", RUN_TIME, {"minisd"}),
 ]
-FACES = ("minisd/cli.py", "minisd/server/")  # nothing else knows of them
+FACES = (
+    "minisd/cli.py",
+    "minisd/__main__.py",
+    "minisd/commands/",
+    "minisd/server/",
+)  # nothing else knows of them
 DOORWAYS = {"kernels", "samplers", "weights_loader"}
 NETWORK = {"socket", "ssl", "http", "ftplib", "smtplib", "asyncio", "xmlrpc", "socketserver"}
 EXECUTING = {"pickle", "marshal", "shelve", "dill"}  # a checkpoint is data
@@ -118,7 +125,7 @@ def why_not(path: str, name: str) -> str | None:
         return "executes what it reads"
     packages, ours = next((a, b) for place, a, b in TABLE if path.startswith(place))
     if top == "minisd":
-        if name.startswith(("minisd.cli", "minisd.server")) and not path.startswith(FACES):
+        if name.startswith(("minisd.cli", "minisd.commands", "minisd.server")) and not path.startswith(FACES):
             return "is a face: nothing but itself knows it"
         return None if within(name, ours) else "points the wrong way"
     if top in sys.stdlib_module_names or top in packages:

@@ -1,0 +1,122 @@
+"""Flags that commands share: the fields of Request, and what loads a model."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from dataclasses import MISSING, fields
+
+from minisd.request import Request
+
+FIELD_HELP: dict[str, str] = {
+    "negative_prompt": "what the picture should not show",
+    "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
+    "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
+    "seed": "picture i of a batch is the picture of seed + i alone (default: drawn at random and told)",
+    "count": "number of pictures",
+    "steps": "number of sampling steps",
+    "sampler": "any name that `minisd samplers` lists, ours or another program's",
+    "schedule": "which noise levels the steps visit; `minisd samplers` lists them",
+    "cfg_scale": "guidance: how strongly the prompt pulls; 1 is off",
+    "cfg_rescale": "0..1: keeps contrast down at high guidance",
+    "guidance_start": "0..1: guidance begins at this part of the run",
+    "guidance_end": "0..1: and ends at this one",
+    "apg_eta": "share of guidance along the picture itself; 1 is off (adaptive projected guidance)",
+    "apg_norm": "largest norm of the guidance; 0 is off",
+    "apg_momentum": "weight of earlier guidance, usually negative; 0 is off",
+    "mimic_scale": "keeps the range that guidance at this scale has; 0 is off (dynamic thresholding)",
+    "mimic_percentile": "0.5..1: share of values held to that range",
+    "pag_scale": "perturbed-attention guidance; 0 is off",
+    "sag_scale": "self-attention guidance; 0 is off",
+    "slg_scale": "skip-layer guidance; 0 is off",
+    "slg_start": "0..1: skip-layer guidance begins at this part of the run",
+    "slg_end": "0..1: and ends at this one",
+    "freeu": "B1 B2 S1 S2: stronger backbone, weaker skips (1 1 1 1 is off)",
+    "s_churn": "euler, heun, dpm_2: noise added before each step",
+    "s_tmin": "churn only above this sigma",
+    "s_tmax": "churn only below this sigma",
+    "s_noise": "standard deviation of added noise",
+    "sigmas": "noise levels by hand, falling, the last 0; replaces steps and schedule",
+    "sigma_min": "lowest level of karras, exponential and the like (default: the model's)",
+    "sigma_max": "their highest level (default: the model's)",
+    "variation_seed": "seed of the variation (default: drawn)",
+    "variation_strength": "0..1: how far towards the variation's noise",
+    "seed_size": "HEIGHT WIDTH whose noise is placed in the middle, to keep a seed's composition",
+    "eta_seed_delta": "added to the seed for the noise of the steps",
+    "discard": "leave out the next-to-last noise level",
+    "eta": "0..1: noise of stochastic samplers (default: the sampler's own)",
+    "clip_skip": "text layer counted from the last; 1 is the last",
+    "original_size": "SDXL: HEIGHT WIDTH the picture should look to have come from",
+    "crop": "SDXL: TOP LEFT of the crop it should look to be",
+    "target_size": "SDXL: HEIGHT WIDTH it should look to be for",
+    "aesthetic_score": "SDXL refiner: 0..10",
+    "negative_aesthetic_score": "SDXL refiner: 0..10, for the negative prompt",
+    "conventions": "minisd, a1111, diffusers or sgm: sets the choices below as that program makes them",
+    "initial_noise": "sigma: scaled by sigma; variance: by sqrt(1 + sigma^2)",
+    "spacing": "which trained timesteps the normal schedule visits",
+    "steps_offset": "added to the timesteps of leading spacing",
+    "interpolation": "between trained noise levels",
+    "quantised": "use only trained timesteps",
+    "ddim_end": "where DDIM ends: at zero noise or at the first trained level",
+    "rng": "philox: the same numbers on every machine; torch, cuda: torch's generators",
+    "empty_negative": "SDXL: an empty negative prompt is all zeros, or is encoded",
+    "composition": "AND in a prompt joins prompts with weights (a AND b :0.5), or is a word",
+    "long_prompt": "beyond 75 tokens: further chunks, or cut off",
+}
+
+
+def add_request_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of Request but the prompt. A flag that is not given leaves the field's
+    default."""
+    group = parser.add_argument_group("the picture")
+    forks = parser.add_argument_group("choices in which programs differ (see --conventions)")
+    hints = typing.get_type_hints(Request)
+    place = group
+    for field in fields(Request):
+        if field.name == "prompt":
+            continue
+        place = forks if field.name == "conventions" else place
+        kinds = [
+            k for k in (typing.get_args(hints[field.name]) or (hints[field.name],)) if k is not type(None)
+        ]
+        options: dict[str, object] = {"default": argparse.SUPPRESS, "help": FIELD_HELP[field.name]}
+        if bool in kinds:
+            options["action"] = argparse.BooleanOptionalAction
+        elif hints[field.name] == tuple[int, int] or tuple[int, int] in kinds:
+            options |= {"type": int, "nargs": 2, "metavar": "N"}
+        elif tuple[float, ...] in kinds:
+            options |= {"type": float, "nargs": "+", "metavar": "N"}
+        elif typing.get_origin(kinds[0]) is typing.Literal:
+            options["choices"] = typing.get_args(kinds[0])
+        elif kinds[0] in (int, float):
+            options |= {"type": kinds[0], "metavar": "N"}
+        else:
+            options["metavar"] = field.name.split("_")[-1].upper()
+        if field.default not in (None, MISSING, "", ()) and "default" not in str(options["help"]):
+            options["help"] = f"{options['help']} (default: {field.default})"
+        flag = "--" + field.name.replace("_", "-")
+        place.add_argument(flag, dest=field.name, **options)  # type: ignore[arg-type]
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "-m", "--model", metavar="PATH", help="checkpoint file or diffusers folder (default: embedded)"
+    )
+    group.add_argument("--vae", metavar="PATH", help="take the VAE from this file")
+    group.add_argument("--text-encoder", metavar="PATH", help="take the text encoder from this file")
+    group.add_argument(
+        "--text-encoder-2", metavar="PATH", help="take the second text encoder (SDXL) from this file"
+    )
+    group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy of the UNet")
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: what torch finds)"
+    )
+    group.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16 (default: as the device likes)"
+    )
+    group.add_argument("--vae-dtype", default="auto", metavar="DTYPE", help="the same for the VAE alone")
+    group.add_argument("--attention", default="auto", metavar="NAME", help="sdpa, sliced, reference")
+    group.add_argument(
+        "--vae-tile", type=int, metavar="PIXELS", help="decode in tiles of this size, to save memory"
+    )
