@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minisd.conversion import convert
-    from minisd.engine import Engine, Final, Result, load
+    from minisd.engine import Engine, Final, load
     from minisd.errors import (
         Cancelled,
         CheckpointError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minisd.pipeline import Preview, Progress
     from minisd.placement import Plan
     from minisd.request import Request
+    from minisd.result import Result
     from minisd.weights_loader.checkpoint import open_checkpoint
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 WHERE = {
     "Engine": "engine",
     "Final": "engine",
-    "Result": "engine",
+    "Result": "result",
     "load": "engine",
     "Cancelled": "errors",
     "CheckpointError": "errors",
