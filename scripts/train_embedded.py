@@ -28,14 +28,14 @@ from scripts.embedded import export as export_stage
 from scripts.embedded.captions import every_caption
 from scripts.embedded.data import Emoji, Sprites, find_font, find_unicode, load_sprites
 from scripts.embedded.latents import LatentPool, encode_pool, plan_pictures, proportions
-from scripts.embedded.pictures import COLOURS, Painter, PictureSource, held_out
+from scripts.embedded.pictures import COLOURS, Painter, PictureSource, Shares, held_out
 from scripts.embedded.run import Run
 from scripts.embedded.sheets import PROMPTS, Drawer, sheet
 from scripts.embedded.vae import CONFIG, VAERecipe, train_vae
 from scripts.embedded.vocabulary import Vocabulary
 
 HELD_OUT = Path(__file__).parent / "embedded" / "heldout.txt"
-HELD_OUT_COUNT = 200
+HELD_OUT_COUNT, HELD_OUT_STACKED = 200, 60
 MODEL = Path(__file__).parent.parent / "minisd" / "assets" / "emoji.safetensors"
 
 # jitter: what the UNet makes is a little off; the decoder should not turn that into texture
@@ -52,11 +52,11 @@ def sprites_of(args: argparse.Namespace) -> Sprites:
 
 
 def source_of(
-    emoji: tuple[Emoji, ...], *, white: float, pairs: float, mirror: float, favour: float = 1.0
+    emoji: tuple[Emoji, ...], shares: Shares, *, mirror: float, favour: float = 1.0
 ) -> PictureSource:
-    held = held_out(emoji, HELD_OUT_COUNT)
+    held = held_out(emoji, HELD_OUT_COUNT, HELD_OUT_STACKED)
     HELD_OUT.write_text("".join("\t".join(row) + "\n" for row in held), encoding="utf-8")
-    return PictureSource(emoji, frozenset(held), white=white, pairs=pairs, mirror=mirror, favour=favour)
+    return PictureSource(emoji, frozenset(held), shares, mirror=mirror, favour=favour)
 
 
 def vocabulary_of(emoji: tuple[Emoji, ...]) -> Vocabulary:
@@ -77,21 +77,21 @@ def trained_vae(work: Path, *stages: str) -> AutoencoderKL:
 def vae(args: argparse.Namespace) -> None:
     sprites = sprites_of(args)
     # more colours than the diffusion stage sees: the autoencoder should be at home on all of them
-    source = source_of(sprites.emoji, white=0.45, pairs=0.2, mirror=0.2)
+    source = source_of(sprites.emoji, Shares(white=0.45), mirror=0.2)
     train_vae(Run(args.work, "vae", args.minutes), Painter(sprites), source, VAERecipe())
 
 
 def decoder(args: argparse.Namespace) -> None:
     sprites = sprites_of(args)
-    source = source_of(sprites.emoji, white=0.5, pairs=0.15, mirror=0.1)
+    source = source_of(sprites.emoji, Shares(white=0.5), mirror=0.1)
     first = trained_vae(args.work, "vae")
     train_vae(Run(args.work, "decoder", args.minutes), Painter(sprites), source, DECODER, encoder_of=first)
 
 
 def latents(args: argparse.Namespace) -> None:
     sprites = sprites_of(args)
-    source = source_of(sprites.emoji, white=0.6, pairs=0.12, mirror=0.1)
-    pictures = plan_pictures(source, colours_each=args.colours, pairs=args.pairs)
+    source = source_of(sprites.emoji, Shares(), mirror=0.1, favour=args.favour)
+    pictures = plan_pictures(source, colours_each=args.colours, pairs=args.pairs, others=args.others)
     pool = encode_pool(trained_vae(args.work, "vae"), Painter(sprites), pictures)
     pool.save(args.work / "latents.pt")
     print(f"{len(pool.pictures)} pictures encoded, scale factor {pool.scale_factor:.4f}")
@@ -100,7 +100,8 @@ def latents(args: argparse.Namespace) -> None:
 def diffusion(args: argparse.Namespace) -> None:
     emoji = sprites_of(args).emoji
     pool = LatentPool.load(args.work / "latents.pt")
-    source = source_of(emoji, white=args.white, pairs=args.pair_share, mirror=0.1, favour=args.favour)
+    shares = Shares(white=args.white, pairs=args.pair_share)
+    source = source_of(emoji, shares, mirror=0.1, favour=args.favour)
     diffusion_stage.train_diffusion(
         Run(args.work, "diffusion", args.minutes),
         pool,
@@ -163,10 +164,13 @@ def main() -> None:
     parser.add_argument("--unicode", type=Path, help="folder of unicode-data, if it is not in a usual place")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--colours", type=int, default=3, help="latents: coloured pictures of each object")
-    parser.add_argument("--pairs", type=int, default=1500, help="latents: pictures of two objects")
+    parser.add_argument("--pairs", type=int, default=4000, help="latents: pictures of two objects")
+    parser.add_argument("--others", type=int, default=1200, help="latents: of each other kind")
     parser.add_argument("--white", type=float, default=0.6, help="diffusion: share of white backgrounds")
-    parser.add_argument("--pair-share", type=float, default=0.12, help="diffusion: share of two objects")
-    parser.add_argument("--favour", type=float, default=1.0, help="diffusion: weight of favourite objects")
+    parser.add_argument("--pair-share", type=float, default=0.2, help="diffusion: share of two objects")
+    parser.add_argument(
+        "--favour", type=float, default=1.0, help="latents, diffusion: weight of favourite objects"
+    )
     parser.add_argument("--cfg", type=float, default=5.0, help="sheet: guidance")
     parser.add_argument("--seed", type=int, default=0, help="sheet: of the noise")
     parser.add_argument("--out", type=Path, default=MODEL, help="export: the file to write")

@@ -114,9 +114,12 @@ def single_caption(emoji: Emoji, rng: random.Random) -> str:
     return f"{text}, {keyword(emoji)}" if rng.random() < 0.08 else text
 
 
-def pair_caption(left: Emoji, right: Emoji, rng: random.Random) -> str:
+def pair_caption(picture: Picture, emoji: tuple[Emoji, ...], rng: random.Random) -> str:
+    """Two objects, named in either order: "a cat left of a car", "a car below a cat", "a cat and a car"."""
     article = rng.random() < 0.8
-    a, b = noun(left, rng, article=article), noun(right, rng, article=article)
+    a, b = (noun(emoji[o.index], rng, article=article) for o in picture.objects)
+    if picture.objects[0].place == "above":
+        return rng.choice((f"{a} above {b}", f"{a} on top of {b}", f"{b} below {a}", f"{b} under {a}"))
     return rng.choice(
         (
             f"{a} left of {b}",
@@ -128,13 +131,35 @@ def pair_caption(left: Emoji, right: Emoji, rng: random.Random) -> str:
     )
 
 
+def plural(text: str) -> str:
+    """ "red apple" -> "red apples", "cherry blossom" -> "cherry blossoms"; what looks like a plural stays."""
+    if text.endswith("s") and not text.endswith(("ss", "us")):
+        return text
+    if text.endswith("y") and text[-2:-1] not in "aeiou":
+        return text[:-1] + "ies"
+    return text + ("es" if text.endswith(("ss", "us", "x", "ch", "sh")) else "s")
+
+
+def single_kind(picture: Picture, emoji: Emoji, rng: random.Random) -> str:
+    """One object that is small, there several times, or drawn in another style."""
+    bare = noun(emoji, rng, article=False)
+    if picture.count > 1:
+        return f"{ {2: 'two', 3: 'three'}[picture.count] } {plural(bare)}"
+    if picture.small:
+        return with_article(f"{rng.choice(('small', 'tiny', 'little'))} {bare}")
+    if picture.style == "grey":
+        return rng.choice((f"a black and white {bare}", f"{with_article(bare)} in black and white"))
+    return rng.choice((f"an outline of {with_article(bare)}", f"a line drawing of {with_article(bare)}"))
+
+
 def caption(picture: Picture, emoji: tuple[Emoji, ...], rng: random.Random) -> str:
     """One way to say what is in the picture."""
-    if len(picture.objects) == 1:
+    if picture.kind == "pair":
+        text = pair_caption(picture, emoji, rng)
+    elif picture.kind in ("white", "colour"):
         text = single_caption(emoji[picture.objects[0].index], rng)
     else:
-        left, right = picture.objects
-        text = pair_caption(emoji[left.index], emoji[right.index], rng)
+        text = single_kind(picture, emoji[picture.objects[0].index], rng)
     return text + background_clause(picture.background, rng)
 
 
@@ -143,8 +168,16 @@ def every_caption(emoji: tuple[Emoji, ...], colours: tuple[str, ...], seed: int 
     rng = random.Random(seed)
     texts = [with_article(name) for e in emoji for name in words_for(e)]
     texts += [name for e in emoji for name in words_for(e)]
+    texts += [plural(name) for e in emoji for name in words_for(e)]
     texts += [f"{phrase(e.name)}, {keyword(e)}" for e in emoji]
     texts += [f"a {c} background, {c} background" for c in colours]
     texts += [prefix + phrase(emoji[0].name) for prefix in PREFIXES]
-    pair = Picture((Object(0, "left"), Object(1, "right")), colours[0])
-    return texts + [caption(pair, emoji, rng) for _ in range(200)]
+    one = (Object(0),)
+    kinds = [
+        Picture((Object(0, "left"), Object(1, "right")), colours[0]),
+        Picture((Object(0, "above"), Object(1, "below")), colours[0]),
+        Picture(one, small=True),
+        *(Picture(one, count=n) for n in (2, 3)),
+        *(Picture(one, style=style) for style in ("grey", "outline")),
+    ]
+    return texts + [caption(picture, emoji, rng) for picture in kinds for _ in range(200)]

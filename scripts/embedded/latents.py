@@ -24,15 +24,17 @@ class LatentPool:
         self.pictures, self.latents, self.scale_factor = pictures, latents, scale_factor
 
     def save(self, path: Path) -> None:
-        rows = [([(o.index, o.place, o.mirrored) for o in p.objects], p.background) for p in self.pictures]
+        rows = [
+            ([(o.index, o.place, o.mirrored) for o in p.objects], p.background, p.small, p.count, p.style)
+            for p in self.pictures
+        ]
         torch.save({"pictures": rows, "latents": self.latents, "scale_factor": self.scale_factor}, path)
 
     @classmethod
     def load(cls, path: Path) -> LatentPool:
         saved = torch.load(path, weights_only=True)
         pictures = [
-            Picture(tuple(Object(*o) for o in objects), background)
-            for objects, background in saved["pictures"]
+            Picture(tuple(Object(*o) for o in objects), *rest) for objects, *rest in saved["pictures"]
         ]
         return cls(pictures, saved["latents"], saved["scale_factor"])
 
@@ -42,9 +44,11 @@ class LatentPool:
         return [self.pictures[i] for i in rows.tolist()], self.latents[rows].float()
 
 
-def plan_pictures(source: PictureSource, colours_each: int, pairs: int, seed: int = 3) -> list[Picture]:
+def plan_pictures(
+    source: PictureSource, colours_each: int, pairs: int, others: int, seed: int = 3
+) -> list[Picture]:
     """Every emoji on white, mirrored where it may be, on `colours_each` colours (in proportion to its
-    weight), and `pairs` pictures of two objects; nothing that is held out.
+    weight), `pairs` pictures of two objects, and `others` of each other kind; nothing that is held out.
     """
     rng = random.Random(seed)
     pictures: list[Picture] = []
@@ -55,30 +59,35 @@ def plan_pictures(source: PictureSource, colours_each: int, pairs: int, seed: in
         for _ in range(max(1, round(colours_each * own))):
             turned = mirrors(source.emoji[index]) and rng.random() < source.mirror
             pictures.append(Picture((Object(index, mirrored=turned),), source.colour(rng)))
-    pictures += [source.draw_pair(rng) for _ in range(pairs)]
+    pictures += [source.draw(rng, "pair") for _ in range(pairs)]
+    pictures += [source.draw(rng, kind) for kind in ("count", "small", "style") for _ in range(others)]
     return [p for p in pictures if not source.is_held(p)]
 
 
 def proportions(source: PictureSource, pictures: list[Picture]) -> Tensor:
-    """How often each picture is drawn, float64 [n], so that objects, colours, pairs and mirrored objects
-    have the shares of `source`, however many pictures of each kind there are.
+    """How often each picture is drawn, float64 [n], so that objects, kinds and mirrored objects have the
+    shares of `source`, however many pictures of each there are.
     """
-    share = {"pair": source.pairs, "colour": 1 - source.white, "white": source.white}
+    share = source.shares.of_kinds()
+    # pictures of these kinds were drawn with the weights of their objects; the others stand there once each
+    drawn = {"pair", "count", "small", "style"}
 
-    def kind(picture: Picture) -> tuple[int, str, bool]:
+    def group(picture: Picture) -> tuple[int, str, bool]:
         first = picture.objects[0]
-        if len(picture.objects) == 2:
-            return -1, "pair", False
-        return first.index, "white" if picture.background == "white" else "colour", first.mirrored
+        return (
+            (-1, picture.kind, False)
+            if picture.kind in drawn
+            else (first.index, picture.kind, first.mirrored)
+        )
 
-    kinds = [kind(p) for p in pictures]
-    number = Counter(kinds)
+    groups = [group(p) for p in pictures]
+    number = Counter(groups)
     total = sum(source.weights)
     weights = []
-    for index, name, mirrored in kinds:
-        weight = share[name] / number[index, name, mirrored]
-        if name != "pair":
-            weight *= source.weights[index] / total * (1 - source.pairs)
+    for index, kind, mirrored in groups:
+        weight = share[kind] / number[index, kind, mirrored]
+        if kind not in drawn:
+            weight *= source.weights[index] / total
             if mirrors(source.emoji[index]):
                 weight *= source.mirror if mirrored else 1 - source.mirror
         weights.append(weight)
