@@ -3,8 +3,9 @@ network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -25,6 +26,51 @@ class Edit:
 
 
 NO_EDIT = Edit()
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What control networks add to one pass, each b c h w.
+
+    to_skips: to what the input blocks hand to the decoder, one for each, None for none (ControlNet).
+    to_middle: to the middle block's output. to_inputs: to the output of input block i itself, so that the
+    blocks below see it, too (T2I-Adapter).
+    """
+
+    to_skips: tuple[Tensor | None, ...] = ()
+    to_middle: Tensor | None = None
+    to_inputs: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def inside(self, index: int, h: Tensor) -> Tensor:
+        return h + self.to_inputs[index] if index in self.to_inputs else h
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h if self.to_middle is None else h + self.to_middle
+
+    def skips(self, skips: list[Tensor]) -> list[Tensor]:
+        if not self.to_skips:
+            return skips
+        return [s if r is None else s + r for s, r in zip(skips, self.to_skips, strict=True)]
+
+    def __add__(self, other: Residuals) -> Residuals:
+        """Both: several networks control one pass."""
+        pairs = zip_longest(self.to_skips, other.to_skips)
+        inputs = {
+            i: total(self.to_inputs.get(i), other.to_inputs.get(i))
+            for i in sorted({*self.to_inputs, *other.to_inputs})
+        }
+        return Residuals(
+            tuple(total(a, b) for a, b in pairs),
+            total(self.to_middle, other.to_middle),
+            {i: r for i, r in inputs.items() if r is not None},
+        )
+
+
+def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where None adds nothing."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from minisd.config import UNetConfig
 from minisd.kernels import attention
 from minisd.models.conv import Conv2d, PointwiseConv, each_alone
-from minisd.models.edits import NO_EDIT, Edit, FreeU
+from minisd.models.edits import NO_EDIT, Edit, FreeU, Residuals
 
 FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
 
@@ -204,13 +204,9 @@ def run_block(
     return x
 
 
-class UNet(nn.Module):
-    """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n,
-    context_dim], y [b, y_dim].
-
-    `x` is already scaled (c_in x, variance about 1). One timestep [1] may serve a whole batch, and y then
-    too.
-    """
+class UNetEncoder(nn.Module):
+    """The half of a UNet up to its middle, which a ControlNet has, too. Only built here; `UNet` and
+    `ControlNet` run it."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -221,44 +217,70 @@ class UNet(nn.Module):
             vector = nn.Sequential(nn.Linear(config.y_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
             self.label_emb = nn.Sequential(vector)  # label_emb.0.0 in the files
 
-        def transformer(channels: int, depth: int) -> SpatialTransformer:
-            num_heads, _ = config.heads(channels)
-            return SpatialTransformer(
-                channels, config.context_dim, num_heads, depth, config.linear_proj, config.norm_groups
-            )
-
-        def res_block(in_channels: int, out_channels: int) -> ResBlock:
-            return ResBlock(in_channels, emb_dim, out_channels, config.norm_groups)
-
-        levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
         self.input_blocks = nn.ModuleList([nn.Sequential(Conv2d(config.in_channels, c, 3, padding=1))])
-        skips, channels, depths = [c], c, iter(config.depth_in)
+        channels, depths = c, iter(config.depth_in)
+        self.widths = [c]  # channels of every input block's output
+        levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
         for level, (mult, num_res_blocks) in enumerate(levels):
             for _ in range(num_res_blocks):
-                block: list[nn.Module] = [res_block(channels, c * mult)]
+                block: list[nn.Module] = [res_block(config, channels, c * mult)]
                 channels = c * mult
                 if depth := next(depths):
-                    block.append(transformer(channels, depth))
+                    block.append(transformer(config, channels, depth))
                 self.input_blocks.append(nn.Sequential(*block))
-                skips.append(channels)
+                self.widths.append(channels)
             if level < len(levels) - 1:
                 self.input_blocks.append(nn.Sequential(Downsample(channels)))
-                skips.append(channels)
+                self.widths.append(channels)
 
-        middle: list[nn.Module] = [res_block(channels, channels)]
-        middle.append(transformer(channels, config.depth_mid) if config.depth_mid else nn.Identity())
-        middle.append(res_block(channels, channels))
+        middle: list[nn.Module] = [res_block(config, channels, channels)]
+        middle.append(transformer(config, channels, config.depth_mid) if config.depth_mid else nn.Identity())
+        middle.append(res_block(config, channels, channels))
         self.middle_block = nn.Sequential(*middle)
 
+    def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What every residual block is told of timesteps [b] and y [b, y_dim]: b e."""
+        sinusoids = timestep_embedding(timesteps, self.config.model_channels).to(dtype)
+        emb = each_alone(self.time_embed, sinusoids)
+        if self.config.y_dim is not None:
+            assert y is not None, "this UNet needs the vector y (SDXL)"
+            emb = emb + each_alone(self.label_emb, y)
+        return emb
+
+
+def res_block(config: UNetConfig, in_channels: int, out_channels: int) -> ResBlock:
+    return ResBlock(in_channels, config.model_channels * 4, out_channels, config.norm_groups)
+
+
+def transformer(config: UNetConfig, channels: int, depth: int) -> SpatialTransformer:
+    num_heads, _ = config.heads(channels)
+    return SpatialTransformer(
+        channels, config.context_dim, num_heads, depth, config.linear_proj, config.norm_groups
+    )
+
+
+class UNet(UNetEncoder):
+    """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n,
+    context_dim], y [b, y_dim].
+
+    `x` is already scaled (c_in x, variance about 1). One timestep [1] may serve a whole batch, and y then
+    too.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        c, skips = config.model_channels, list(self.widths)
+        channels = skips[-1]
         self.output_blocks = nn.ModuleList()
         self.stages: list[int] = []  # of output_blocks: 0 at the coarsest level
         depths = iter(config.depth_out)
+        levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
         for level, (mult, num_res_blocks) in reversed(list(enumerate(levels))):
             for index in range(num_res_blocks + 1):
-                block = [res_block(channels + skips.pop(), c * mult)]
+                block: list[nn.Module] = [res_block(config, channels + skips.pop(), c * mult)]
                 channels = c * mult
                 if depth := next(depths):
-                    block.append(transformer(channels, depth))
+                    block.append(transformer(config, channels, depth))
                 if level > 0 and index == num_res_blocks:
                     block.append(Upsample(channels))  # sub-index 1 where the level has no attention, else 2
                 self.output_blocks.append(nn.Sequential(*block))
@@ -279,22 +301,23 @@ class UNet(nn.Module):
         *,
         edits: Mapping[str, Edit] | None = None,
         freeu: FreeU | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """edits: changes to single transformers, by the name of their block ("middle_block",
-        "input_blocks.4")."""
+        "input_blocks.4"). residuals: what control networks add."""
         edits = edits or {}
-        sinusoids = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
-        emb = each_alone(self.time_embed, sinusoids)
-        if self.config.y_dim is not None:
-            assert y is not None, "this UNet needs the vector y (SDXL)"
-            emb = emb + each_alone(self.label_emb, y)
+        emb = self.embed(timesteps, y, x.dtype)
         skips: list[Tensor] = []
         h = x
         for index, block in enumerate(self.input_blocks):
             edit = edits.get(f"input_blocks.{index}", NO_EDIT)
             h = run_block(block, h, emb, context, (0, 0), edit)
+            if residuals is not None:
+                h = residuals.inside(index, h)
             skips.append(h)
         h = run_block(self.middle_block, h, emb, context, (0, 0), edits.get("middle_block", NO_EDIT))
+        if residuals is not None:
+            h, skips = residuals.middle(h), residuals.skips(skips)
         for index, block in enumerate(self.output_blocks):
             edit = edits.get(f"output_blocks.{index}", NO_EDIT)
             skip = skips.pop()
