@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from minisd.config import ModelConfig
 from minisd.conventions import CONVENTIONS, Forks
-from minisd.errors import RequestError, quoted
+from minisd.errors import ImageError, RequestError, quoted
+from minisd.picture import Picture
 from minisd.samplers.names import find_sampler, find_schedule, split_name
 
 MAX_SIDE = 8192
@@ -38,6 +40,9 @@ class Request:
 
     prompt: str = ""
     negative_prompt: str = ""
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: float = 0.75
     width: int | None = None
     height: int | None = None
     seed: int | None = None
@@ -94,6 +99,9 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             text(self, name)
+        for name in PICTURES:
+            picture(self, name)
+        number(self, "strength", 0.0, 1.0)
         for name in ("width", "height"):
             side(self, name)
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
@@ -209,13 +217,21 @@ class Request:
         return [(self.seed + i) % SEEDS for i in range(self.count)]
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON, without the fields that are None."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
+        """Plain data for JSON, without the fields that are None. Pictures are named by digest and size."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: plain(v) for k, v in values.items() if v is not None}
 
     @classmethod
-    def from_dict(cls, data: dict[str, object]) -> Request:
-        """From plain data. Raises RequestError naming a field that does not exist, with the nearest that
-        does."""
+    def from_dict(
+        cls,
+        data: Mapping[str, object],
+        *,
+        paths: bool = True,
+        pictures: Mapping[str, Picture] | None = None,
+    ) -> Request:
+        """From plain data. A picture is {"path": ...}, {"data": base64}, or {"sha256": ...} of one that
+        `pictures` holds by its digest; paths False refuses to open files. Raises RequestError naming a field
+        that does not exist, with the nearest that does."""
         names = [f.name for f in fields(cls)]
         for key in data:
             if key not in names:
@@ -223,9 +239,14 @@ class Request:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise RequestError(f"a request has no field {quoted(key)}{hint}", field=str(key))
         pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        for name in PICTURES:
+            if pairs.get(name) is not None:
+                pairs[name] = read_picture(name, pairs[name], paths, pictures)
         return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
 
 
+PICTURES = ("image", "mask")  # fields that hold one; those named in MASKS in shades of grey
+MASKS = ("mask",)
 FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "initial_noise": ("sigma", "variance"),
     "spacing": ("linspace", "leading", "trailing", "sgm"),
@@ -238,6 +259,32 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "long_prompt": ("chunks", "truncate"),
     "composition": ("and", "literal"),
 }
+
+
+def plain(value: object) -> object:
+    """A field's value as JSON can hold it; what is more than a number or text says it of itself."""
+    if isinstance(value, tuple):
+        return [plain(v) for v in value] if any(hasattr(v, "to_dict") for v in value) else value
+    to_dict = getattr(value, "to_dict", None)
+    return value if to_dict is None else to_dict()
+
+
+def read_picture(name: str, value: object, paths: bool, pictures: Mapping[str, Picture] | None) -> Picture:
+    try:
+        return Picture.from_plain(value, mask=name in MASKS, paths=paths, known=pictures)
+    except ImageError as error:
+        raise RequestError(f"{name}: {error}", field=name) from error
+
+
+def picture(request: Request, name: str) -> None:
+    """A Picture from what Picture.of takes, or None."""
+    value = getattr(request, name)
+    if value is None:
+        return
+    try:
+        object.__setattr__(request, name, Picture.of(value, mask=name in MASKS))
+    except ImageError as error:
+        raise RequestError(f"{name}: {error}", field=name) from error
 
 
 def text(request: Request, name: str) -> None:

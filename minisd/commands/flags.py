@@ -6,10 +6,14 @@ import argparse
 import typing
 from dataclasses import MISSING, fields
 
+from minisd.picture import Picture
 from minisd.request import Request
 
 FIELD_HELP: dict[str, str] = {
     "negative_prompt": "what the picture should not show",
+    "image": "a picture to start from",
+    "mask": "white where that picture is to be drawn anew, black where it is to stay",
+    "strength": "0..1: how far the picture to start from is turned to noise",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "seed": "picture i of a batch is the picture of seed + i alone (default: drawn at random and told)",
@@ -88,6 +92,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options |= {"type": float, "nargs": "+", "metavar": "N"}
         elif typing.get_origin(kinds[0]) is typing.Literal:
             options["choices"] = typing.get_args(kinds[0])
+        elif kinds[0] is Picture:
+            options["metavar"] = "PATH"
         elif kinds[0] in (int, float):
             options |= {"type": kinds[0], "metavar": "N"}
         else:
