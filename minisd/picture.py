@@ -17,11 +17,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
-
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, TypeAlias
 
 from minisd.errors import ImageError, quoted
+
+if TYPE_CHECKING:  # Pillow is imported when there is a picture to read
+    from PIL import Image
 
 MAX_BYTES = 20_000_000  # of a file
 MAX_SIDE = 8192
@@ -64,6 +65,8 @@ class Picture:
     def of(cls, source: Source, *, mask: bool = False) -> Picture:
         """From a path, the bytes of a file, an image of Pillow's, or a Picture. mask: as L; 0 keeps, 255
         draws anew. Raises ImageError."""
+        from PIL import Image
+
         if isinstance(source, Picture):
             return source if not mask or source.image.mode == "L" else cls(source.image.convert("L"))
         if isinstance(source, Image.Image):
@@ -86,6 +89,8 @@ class Picture:
     ) -> Picture:
         """From what JSON holds: {"path": ...}, {"data": base64 or a data URL}, or {"sha256": ...} of one
         that `known` holds by its digest. paths False: refuse to open files. Raises ImageError."""
+        from PIL import Image
+
         if isinstance(value, Mapping):
             if isinstance(value.get("data"), str):
                 return cls.of(from_base64(value["data"]), mask=mask)
@@ -166,6 +171,8 @@ def from_base64(text: str) -> bytes:
 
 def decoded(data: bytes) -> Image.Image:
     """A loaded image, whatever its mode, upright. Raises ImageError for all that is not one picture."""
+    from PIL import Image, ImageOps
+
     if len(data) > MAX_BYTES:
         raise ImageError(f"the picture has more than {MAX_BYTES:,} bytes; at most so many are read")
     try:
@@ -188,6 +195,8 @@ def decoded(data: bytes) -> Image.Image:
 
 def flattened(image: Image.Image, *, mask: bool = False) -> Image.Image:
     """An 8-bit RGB image (a mask: L) of any mode of Pillow's that has 8 or 16 bits or a palette."""
+    from PIL import Image
+
     image = eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
