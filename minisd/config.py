@@ -55,6 +55,22 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class ControlNetConfig:
+    """cldm.ControlNet (Zhang et al. 2023, arXiv:2302.05543): the encoder half of a UNet, told of a picture by
+    a small network. `unet.depth_out` and `unet.out_channels` say nothing here.
+
+    hint_widths: channels of the small network from the pixels down, halved in size between two of them.
+    control_types: kinds of hint that a ControlNet-Union knows; None for the plain one.
+    """
+
+    unet: UNetConfig
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    control_types: int | None = None
+    union_layers: int = 1
+
+
+@dataclass(frozen=True)
 class VAEConfig:
     """AutoencoderKL of ldm (Rombach et al. 2022), kl-f8: one single-head attention in the middle of each
     half."""

@@ -75,12 +75,16 @@ def published_heads(context_dim: int, linear_proj: bool) -> Heads:
 
 
 def derive_unet(
-    shapes: Shapes, layout: Literal["original", "diffusers"], heads: Heads | None = None
+    shapes: Shapes,
+    layout: Literal["original", "diffusers"],
+    heads: Heads | None = None,
+    *,
+    encoder_only: bool = False,
 ) -> UNetConfig:
     """UNetConfig of a UNet under ldm names (original) or diffusers' names, both without prefix.
 
-    `heads` overrides the published rule. Raises CheckpointError where the blocks do not make a UNet of this
-    design.
+    `heads` overrides the published rule. encoder_only: a ControlNet has no output blocks. Raises
+    CheckpointError where the blocks do not make a UNet of this design.
     """
     outline = Outline(shapes, "UNet")
     levels, mid, out = _ldm_blocks(outline) if layout == "original" else _diffusers_blocks(outline)
@@ -96,7 +100,7 @@ def derive_unet(
                 f"expected one multiple of {c} for all"
             )
         mult.append(width // c)
-    expected_out = sum(len(level) + 1 for level in levels)
+    expected_out = 0 if encoder_only else sum(len(level) + 1 for level in levels)
     if len(out) != expected_out:
         raise CheckpointError(
             f"UNet: {len(out)} output blocks for {expected_out - len(levels)} residual blocks on the way in, "
@@ -106,7 +110,7 @@ def derive_unet(
     heads = heads or published_heads(context_dim, linear)
     return UNetConfig(
         in_channels=outline.size(f"{conv_in}.weight", 1),
-        out_channels=outline.size(f"{conv_out}.weight", 0),
+        out_channels=0 if encoder_only else outline.size(f"{conv_out}.weight", 0),
         model_channels=c,
         channel_mult=tuple(mult),
         num_res_blocks=tuple(len(level) for level in levels),

@@ -12,7 +12,7 @@ madebyollin/taesd.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import pairwise
 
 from minisd.config import TAESDConfig, TextConfig, UNetConfig, VAEConfig
@@ -45,7 +45,8 @@ def unet_rules(config: UNetConfig) -> Rules:
     return tuple(_unet(config))
 
 
-def _unet(config: UNetConfig) -> Iterator[Rule]:
+def encoder_half(config: UNetConfig) -> Generator[Rule, None, list[int]]:
+    """The UNet up to its middle. Returns the channels of every input block's output."""
     c, emb = config.model_channels, config.model_channels * 4
     yield from linear("time_embed.0", "time_embedding.linear_1", c, emb)
     yield from linear("time_embed.2", "time_embedding.linear_2", emb, emb)
@@ -78,7 +79,13 @@ def _unet(config: UNetConfig) -> Iterator[Rule]:
             "middle_block.1", "mid_block.attentions.0", channels, config.depth_mid, config
         )
     yield from _res_block("middle_block.2", "mid_block.resnets.1", channels, channels, emb)
+    return skips
 
+
+def _unet(config: UNetConfig) -> Iterator[Rule]:
+    skips = yield from encoder_half(config)
+    c, emb, channels = config.model_channels, config.model_channels * 4, skips[-1]
+    levels = list(zip(config.channel_mult, config.num_res_blocks, strict=True))
     n, depths = 0, iter(config.depth_out)
     for level, (mult, num_res_blocks) in reversed(list(enumerate(levels))):
         up = f"up_blocks.{len(levels) - 1 - level}"
