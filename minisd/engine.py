@@ -25,6 +25,7 @@ from minisd.pipeline import CancelToken, Listener, Preview, Progress, draw
 from minisd.placement import Plan
 from minisd.request import Request
 from minisd.result import Result
+from minisd.trail import Trail
 
 EMBEDDED = "emoji.safetensors"
 
@@ -64,12 +65,16 @@ class Engine:
         on_event: Listener | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        trail: Trail | None = None,
     ) -> Result:
-        """Draw a request. Raises RequestError, Cancelled or NumericalError; the engine is usable after any of
-        them."""
+        """Draw a request. `trail` notes what is passed through; Trail(keep=True) keeps the latents.
+
+        Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
         model = self.model
         whole = request.for_model(model.config, seed=secrets.randbits(32))
-        drawing = draw(model, whole, on_event=on_event, cancel=cancel, preview_every=preview_every)
+        drawing = draw(
+            model, whole, on_event=on_event, cancel=cancel, preview_every=preview_every, trail=trail
+        )
         return Result(drawing, model.name, __version__)
 
     def stream(

@@ -29,6 +29,7 @@ from minisd.samplers.schedule import SigmaTable
 from minisd.samplers.step import Step
 from minisd.sampling import run_sigmas, sample, schedule_of, sigma_table
 from minisd.text.conditioning import Prompts, encode_composed
+from minisd.trail import Trail
 
 
 class CancelToken(Protocol):
@@ -66,6 +67,7 @@ class Drawing:
     sigmas: tuple[float, ...]
     tokens: tuple[int, int]  # of the prompt: counted, and of them read
     seconds: dict[str, float]  # per stage
+    trail: Trail  # digests of what was passed through
 
 
 Listener = Callable[[Progress | Preview], None]
@@ -145,8 +147,9 @@ def draw(
     on_event: Listener | None = None,
     cancel: CancelToken | None = None,
     preview_every: int = 0,
+    trail: Trail | None = None,
 ) -> Drawing:
-    """Draw a request made whole by `Request.for_model`.
+    """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through.
 
     on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
     each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
@@ -154,6 +157,7 @@ def draw(
     """
     begun = time.perf_counter()
     seconds: dict[str, float] = {}
+    trail = Trail() if trail is None else trail
 
     def check() -> None:
         if cancel is not None and cancel.is_set():
@@ -165,6 +169,7 @@ def draw(
     with torch.inference_mode():
         check()
         prompts = encode_composed(model, request)
+        trail.text(prompts)
         lap("encode")
 
         table = sigma_table(model.config, request)
@@ -174,7 +179,8 @@ def draw(
         extra = extra_channels(model, request, shape)
         denoiser = denoiser_of(model, request, table, sigmas, prompts, extra, check)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
-        latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step)
+        latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step, trail)
+        trail.end(latents)
         lap("sample")
 
         images = []
@@ -190,6 +196,7 @@ def draw(
         sigmas=tuple(float(s) for s in sigmas),
         tokens=(sum(c.tokens for c, _ in prompts.conds), sum(c.used for c, _ in prompts.conds)),
         seconds=seconds,
+        trail=trail,
     )
 
 

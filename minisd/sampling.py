@@ -22,6 +22,7 @@ from minisd.samplers.noise import batch_normal
 from minisd.samplers.ramps import RAMPS, custom_sigmas, without_next_to_last
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
 from minisd.samplers.step import Noise, OnStep, Step
+from minisd.trail import Trail
 
 Shape = tuple[int, int, int]  # c h w
 EDM_RANGES = {"edm_eps": (0.002, 80.0), "edm_v": (0.002, 120.0)}  # published for Playground v2.5 and CosXL
@@ -185,9 +186,16 @@ def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dic
 
 
 def sample(
-    denoiser: Denoiser, request: Request, sigmas: Tensor, shape: Shape, device: torch.device, on_step: OnStep
+    denoiser: Denoiser,
+    request: Request,
+    sigmas: Tensor,
+    shape: Shape,
+    device: torch.device,
+    on_step: OnStep,
+    trail: Trail | None = None,
 ) -> Tensor:
     """From noise to latents, b c h w on `device`: float32, or the network's dtype where that is wider.
+    `trail` notes what is passed through.
 
     Raises NumericalError naming the first step after which a value is not finite.
     """
@@ -198,14 +206,20 @@ def sample(
     x = first_noise(request, shape).to(device, exact) * scale
     noise = step_noise(request, sampler, sigmas, shape, x)
     finite: list[Tensor] = []
+    trail = trail or Trail()
+    passed = trail.step
 
     def watched(step: Step) -> None:
         finite.append(torch.isfinite(step.x).all())
         if device.type == "cpu":
             check_finite(finite, denoiser.dtype)
+        passed(step)
         on_step(step)
 
-    denoise: Callable[..., object] = denoiser.denoise_both() if sampler.both else denoiser.denoise()
+    trail.start(x, begin)
+    denoise: Callable[..., object] = (
+        trail.through(denoiser.denoise_both()) if sampler.both else trail.through(denoiser.denoise())
+    )
     options = solver_options(request, sampler, denoiser.table)
     x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=watched, **options)
     if (

@@ -1,0 +1,133 @@
+"""Trail: what a run passes through, by digest. The text as the network sees it, the first latents, the
+latents after every step, and the last.
+
+Two runs that agree here agree to the bit; where they do not, the first mark that differs names the step. A
+digest is SHA-256 over dtype, shape and little-endian bytes of one image's latents, so it does not depend on
+the batch an image stands in. 64 x 64 latents cost about 0.05 ms a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from minisd.samplers.step import Step
+
+MAX_WAITING = 64 * 2**20  # bytes that wait on a device to be hashed without making the host wait for it
+Answer = TypeVar("Answer", Tensor, tuple[Tensor, Tensor])
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One place of a run. digests: one for each image, or a single one that all images share."""
+
+    name: str
+    sigma: float | None
+    digests: tuple[str, ...]
+
+    def digest(self, image: int) -> str:
+        return self.digests[image if len(self.digests) > 1 else 0]
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and values, hex."""
+    data = tensor.detach().cpu().contiguous()
+    head = f"{str(data.dtype).removeprefix('torch.')} {list(data.shape)} "
+    # as bytes: numpy knows no bfloat16. Every machine torch runs on is little-endian
+    return hashlib.sha256(head.encode() + data.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def tensors_in(value: object) -> Iterator[Tensor | str]:
+    """The tensors in nested dataclasses, tuples and mappings, and the other values between them as text, in
+    the order they are declared: what a digest of all of it must see."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from tensors_in(value[key])
+    elif isinstance(value, int | float | str | None):
+        yield repr(value)
+
+
+def digest_all(value: object) -> str:
+    """One digest of everything in a nested value."""
+    parts = [p if isinstance(p, str) else digest(p) for p in tensors_in(value)]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+class Trail:
+    """The marks of one run, and with `keep` also the latents at each of them and every answer of the network.
+
+    The state of one drawing, made anew for each. `kept` holds {mark name: latents b c h w}; `answers` what
+    `denoise` gave, call by call: enough to take any step again alone (verify).
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.keep = keep
+        self.kept: dict[str, Tensor] = {}
+        self.answers: list[tuple[float, tuple[Tensor, ...]]] = []
+        self.steps = 0
+        self._marks: list[Mark | tuple[str, float | None, Tensor]] = []
+        self._waiting = 0
+
+    def text(self, prompts: object) -> None:
+        """What the text encoders gave."""
+        self._marks.append(Mark("text", None, (digest_all(prompts),)))
+
+    def start(self, x: Tensor, sigma: float) -> None:
+        """The latents that a solver begins with. A run with several passes has several starts."""
+        begun = sum(1 for m in self._marks if (m.name if isinstance(m, Mark) else m[0]).startswith("start"))
+        self._latents("start" if not begun else f"start {begun + 1}", sigma, x)
+
+    def step(self, step: Step) -> None:
+        """The latents after a step; steps of all passes count on."""
+        self.steps += 1
+        self._latents(f"step {self.steps}", step.sigma_next, step.x)
+
+    def end(self, latents: Tensor) -> None:
+        """The latents that are decoded."""
+        self._latents("latents", None, latents)
+
+    def through(self, denoise: Callable[[Tensor, float], Answer]) -> Callable[[Tensor, float], Answer]:
+        """`denoise` as the solver is to see it: itself, or with its answers kept."""
+        if not self.keep:
+            return denoise
+
+        def listening(x: Tensor, sigma: float) -> Answer:
+            answer = denoise(x, sigma)
+            parts = (answer,) if isinstance(answer, Tensor) else tuple(answer)
+            self.answers.append((float(sigma), tuple(p.detach().cpu().clone() for p in parts)))
+            return answer
+
+        return listening
+
+    def _latents(self, name: str, sigma: float | None, x: Tensor) -> None:
+        if self.keep:
+            self.kept[name] = x.detach().cpu().clone()
+        if x.device.type == "cpu":
+            self._marks.append(Mark(name, sigma, tuple(digest(row) for row in x)))
+            return
+        self._marks.append((name, sigma, x.detach().clone()))
+        self._waiting += x.numel() * x.element_size()
+        if self._waiting > MAX_WAITING:
+            self.settle()
+
+    def settle(self) -> tuple[Mark, ...]:
+        """All marks, with what waited on a device hashed."""
+        marks = [
+            m if isinstance(m, Mark) else Mark(m[0], m[1], tuple(digest(row) for row in m[2].cpu()))
+            for m in self._marks
+        ]
+        self._marks, self._waiting = [*marks], 0
+        return tuple(marks)
