@@ -38,11 +38,32 @@ class Forks:
     long_prompt: Literal["chunks", "truncate"] = "chunks"
     # the word AND joins prompts that are predicted apart, or is a word like others
     composition: Literal["and", "literal"] = "and"
+    # which steps a strength makes: see start.py. share: the last round(strength * steps); a1111 one more;
+    # a1111_exact, sdnext: `steps` of a longer schedule; diffusers: int(strength * steps); sgm by levels
+    strength_rule: Literal["share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"] = "share"
+    # a picture becomes the mean of what the VAE's encoder gives, or a sample of it. (A1111 samples too, from
+    # a generator that nothing records: the mean is as near as one can come.)
+    vae_latent: Literal["mean", "sample"] = "mean"
+    # a latent is drawn anew if the mask is white at any of its pixels, at the first of them, or in the scaled
+    # mask, rounded
+    mask_cells: Literal["cover", "nearest", "round"] = "cover"
+    # the mask's blur stays within its edge, or reaches across it
+    mask_edge: Literal["inside", "across"] = "inside"
+    # the given picture is laid over the drawn one where the mask is black
+    paste: bool = True
 
 
 CONVENTIONS: dict[str, Forks] = {
     "minisd": Forks(),
-    "a1111": Forks(initial_noise="sigma", spacing="linspace", discard="sampler", empty_negative="encode"),
+    "a1111": Forks(
+        initial_noise="sigma",
+        spacing="linspace",
+        discard="sampler",
+        empty_negative="encode",
+        strength_rule="a1111",
+        mask_cells="round",
+        mask_edge="across",
+    ),
     "diffusers": Forks(
         spacing="leading",
         steps_offset=1,
@@ -51,6 +72,20 @@ CONVENTIONS: dict[str, Forks] = {
         rng="torch",
         long_prompt="truncate",
         composition="literal",
+        strength_rule="diffusers",
+        vae_latent="sample",
+        mask_cells="nearest",
+        paste=False,
     ),
-    "sgm": Forks(spacing="sgm", quantised=True, rng="torch", long_prompt="truncate", composition="literal"),
+    "sgm": Forks(
+        spacing="sgm",
+        quantised=True,
+        rng="torch",
+        long_prompt="truncate",
+        composition="literal",
+        strength_rule="sgm",
+        vae_latent="sample",
+        mask_cells="nearest",
+        paste=False,
+    ),
 }

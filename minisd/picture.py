@@ -61,6 +61,11 @@ class Picture:
     def height(self) -> int:
         return self.image.height
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.image.size
+
     @classmethod
     def of(cls, source: Source, *, mask: bool = False) -> Picture:
         """From a path, the bytes of a file, an image of Pillow's, or a Picture. mask: as L; 0 keeps, 255

@@ -42,7 +42,17 @@ class Request:
     negative_prompt: str = ""
     image: Picture | None = None
     mask: Picture | None = None
-    strength: float = 0.75
+    strength: float | None = None
+    resize: Literal["pad", "stretch", "crop", "fill"] | None = None
+    outpaint: tuple[int, ...] | None = None
+    mask_blur: float = 4.0
+    mask_invert: bool = False
+    mask_fill: Literal["original", "fill", "noise", "nothing"] = "original"
+    mask_area: Literal["whole", "masked"] = "whole"
+    mask_padding: int = 32
+    mask_soft: bool = False
+    image_cfg_scale: float = 1.5
+    depth: Picture | None = None
     width: int | None = None
     height: int | None = None
     seed: int | None = None
@@ -95,13 +105,27 @@ class Request:
     empty_negative: Literal["zeros", "encode"] | None = None
     long_prompt: Literal["chunks", "truncate"] | None = None
     composition: Literal["and", "literal"] | None = None
+    strength_rule: Literal["share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"] | None = None
+    vae_latent: Literal["mean", "sample"] | None = None
+    mask_cells: Literal["cover", "nearest", "round"] | None = None
+    mask_edge: Literal["inside", "across"] | None = None
+    paste: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             text(self, name)
         for name in PICTURES:
             picture(self, name)
-        number(self, "strength", 0.0, 1.0)
+        number(self, "strength", 0.0, 1.0, optional=True)
+        number(self, "mask_blur", 0.0, 256.0)
+        number(self, "image_cfg_scale", 0.0, 1000.0)
+        whole(self, "mask_padding", 0, MAX_SIDE)
+        for name in ("mask_invert", "mask_soft"):
+            choice(self, name, (True, False))
+        for name, options in CHOICES.items():
+            choice(self, name, options)
+        border(self, "outpaint")
+        self._check_picture()
         for name in ("width", "height"):
             side(self, name)
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
@@ -174,6 +198,21 @@ class Request:
             if wrong:
                 raise RequestError(f"the sampler {self.sampler} takes no {name}; leave it out", field=name)
 
+    def _check_picture(self) -> None:
+        """What says how a picture or a mask is used is a mistake without one."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, needed in NEEDS.items():
+            if getattr(self, name) != defaults[name] and all(getattr(self, n) is None for n in needed):
+                raise RequestError(
+                    f"{name} needs {' or '.join(needed)}; give one or leave it out", field=name
+                )
+        if self.image is not None and self.mask is not None and self.image.size != self.mask.size:
+            raise RequestError(
+                f"mask is {self.mask.width} x {self.mask.height} pixels, the image {self.image.width} x "
+                f"{self.image.height}; make them the same",
+                field="mask",
+            )
+
     @property
     def forks(self) -> Forks:
         """The convention's forks, with those that this request sets alone."""
@@ -183,7 +222,7 @@ class Request:
     def for_model(self, config: ModelConfig, seed: int) -> Request:
         """This request with every `None` decided that the model or a drawn `seed` decides, checked against
         the model."""
-        width, height = self.width or config.size, self.height or config.size
+        width, height, resize = drawn_size(self, config)
         for name, value in (("width", width), ("height", height)):
             if value % config.vae.factor:
                 below = value // config.vae.factor * config.vae.factor
@@ -205,6 +244,8 @@ class Request:
             self,
             width=width,
             height=height,
+            resize=resize,
+            strength=DEFAULT_STRENGTH if self.image is not None and self.strength is None else self.strength,
             seed=seed if self.seed is None else self.seed,
             variation_seed=variation,
             original_size=self.original_size or (height, width),
@@ -245,8 +286,26 @@ class Request:
         return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
 
 
-PICTURES = ("image", "mask")  # fields that hold one; those named in MASKS in shades of grey
-MASKS = ("mask",)
+DEFAULT_STRENGTH = 0.75
+NEEDS: dict[str, tuple[str, ...]] = {  # field: those of which one must be given with it
+    "mask": ("image",),
+    "strength": ("image",),
+    "resize": ("image",),
+    "outpaint": ("image",),
+    "mask_blur": ("mask", "outpaint"),
+    "mask_invert": ("mask",),
+    "mask_fill": ("mask", "outpaint"),
+    "mask_area": ("mask", "outpaint"),
+    "mask_padding": ("mask", "outpaint"),
+    "mask_soft": ("mask",),
+}
+CHOICES: dict[str, tuple[object, ...]] = {
+    "resize": (None, "pad", "stretch", "crop", "fill"),
+    "mask_fill": ("original", "fill", "noise", "nothing"),
+    "mask_area": ("whole", "masked"),
+}
+PICTURES = ("image", "mask", "depth")  # fields that hold one; those named in MASKS in shades of grey
+MASKS = ("mask", "depth")
 FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "initial_noise": ("sigma", "variance"),
     "spacing": ("linspace", "leading", "trailing", "sgm"),
@@ -258,6 +317,11 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "empty_negative": ("zeros", "encode"),
     "long_prompt": ("chunks", "truncate"),
     "composition": ("and", "literal"),
+    "strength_rule": ("share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"),
+    "vae_latent": ("mean", "sample"),
+    "mask_cells": ("cover", "nearest", "round"),
+    "mask_edge": ("inside", "across"),
+    "paste": (True, False),
 }
 
 
@@ -345,6 +409,46 @@ def numbers(request: Request, name: str, least: int, most: int) -> None:
         count = str(least) if least == most else f"{least} to {most}"
         raise RequestError(f"{name} must be {count} finite numbers, got {quoted(repr(value))}", field=name)
     object.__setattr__(request, name, tuple(float(v) for v in value))
+
+
+def border(request: Request, name: str) -> None:
+    """Four numbers of pixels, multiples of 8, not all 0: left, top, right, bottom."""
+    value = getattr(request, name)
+    if value is None:
+        return
+    ok = isinstance(value, tuple) and len(value) == 4 and all(type(v) is int for v in value)
+    if not ok or any(v < 0 or v % 8 or v > MAX_SIDE for v in value) or not any(value):
+        raise RequestError(
+            f"{name} must be four multiples of 8 (left, top, right, bottom), not all 0, got "
+            f"{quoted(repr(value))}",
+            field=name,
+        )
+
+
+def drawn_size(
+    request: Request, config: ModelConfig
+) -> tuple[int, int, Literal["pad", "stretch", "crop", "fill"] | None]:
+    """(width, height, resize) of the picture that is drawn: as asked; else the given picture's, padded to
+    what latents need; else what the model was trained at. One side alone keeps the picture's proportions."""
+    width, height, factor = request.width, request.height, config.vae.factor
+    if request.image is None or (request.mask_area == "masked" and width is height is None):
+        return width or config.size, height or config.size, request.resize
+    left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+    w, h = request.image.width + left + right, request.image.height + top + bottom
+    if width is None and height is None:
+        width, height = (-(-n // factor) * factor for n in (w, h))
+        if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+            raise RequestError(
+                f"the picture would be drawn at {width} x {height}, more than {MAX_PIXELS:,} pixels; say a "
+                "width and height",
+                field="width",
+            )
+        return width, height, request.resize or "pad"
+    if width is None:
+        width = max(factor, round((height or 0) * w / h / factor) * factor)
+    if height is None:
+        height = max(factor, round(width * h / w / factor) * factor)
+    return width, height, request.resize or "stretch"
 
 
 def side(request: Request, name: str) -> None:

@@ -13,7 +13,17 @@ FIELD_HELP: dict[str, str] = {
     "negative_prompt": "what the picture should not show",
     "image": "a picture to start from",
     "mask": "white where that picture is to be drawn anew, black where it is to stay",
-    "strength": "0..1: how far the picture to start from is turned to noise",
+    "strength": "0..1: how far the picture to start from is turned to noise (default: 0.75)",
+    "resize": "how it is brought to another size (default: pad, or stretch to a size that is given)",
+    "outpaint": "LEFT TOP RIGHT BOTTOM: pixels to draw around the picture",
+    "mask_blur": "pixels over which the drawn part passes into the picture",
+    "mask_invert": "draw where the mask is black",
+    "mask_fill": "what the masked part starts from: the picture, colours around it, noise, nothing",
+    "mask_area": "draw the whole picture, or only the masked part, at full size",
+    "mask_padding": "pixels around the masked part that are drawn with it",
+    "mask_soft": "grey in the mask: how far that place is changed (differential inpainting)",
+    "image_cfg_scale": "instruct-pix2pix: how strongly the picture holds",
+    "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "seed": "picture i of a batch is the picture of seed + i alone (default: drawn at random and told)",
@@ -65,6 +75,11 @@ FIELD_HELP: dict[str, str] = {
     "rng": "philox: the same numbers on every machine; torch, cuda: torch's generators",
     "empty_negative": "SDXL: an empty negative prompt is all zeros, or is encoded",
     "composition": "AND in a prompt joins prompts with weights (a AND b :0.5), or is a word",
+    "strength_rule": "how many steps a strength makes",
+    "vae_latent": "a picture's latents: the mean or a sample",
+    "mask_cells": "which latents a mask covers",
+    "mask_edge": "the blur of a mask stays inside, or goes across its edge",
+    "paste": "lay the given picture over the drawn one where the mask is black",
     "long_prompt": "beyond 75 tokens: further chunks, or cut off",
 }
 
@@ -88,6 +103,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[field.name] == tuple[int, int] or tuple[int, int] in kinds:
             options |= {"type": int, "nargs": 2, "metavar": "N"}
+        elif tuple[int, ...] in kinds:
+            options |= {"type": int, "nargs": "+", "metavar": "N"}
         elif tuple[float, ...] in kinds:
             options |= {"type": float, "nargs": "+", "metavar": "N"}
         elif typing.get_origin(kinds[0]) is typing.Literal:
