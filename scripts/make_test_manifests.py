@@ -20,7 +20,7 @@ MODELS += "sdxl-base sdxl-refiner sdxl-inpainting".split()
 ADAPTERS = (
     "controlnet.json.gz clip_vision_safety.json.gz upscalers.json.gz ip_adapter.json lycoris.json".split()
 )
-ADAPTERS += "lora_sd15.json.gz lora_diffusers_peft.json.gz t2i_taesd.json".split()
+ADAPTERS += "lora_sd15.json.gz lora_sdxl.json.gz lora_diffusers_peft.json.gz t2i_taesd.json".split()
 
 
 def load(path: Path) -> dict:
