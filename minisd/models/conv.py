@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LONG = 1920  # channels: matrix products over no more of them give the same bits on any number of threads
@@ -24,6 +25,14 @@ def each_alone(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if x.shape[0] == 1 or x.device.type != "cpu":
         return function(x)
     return torch.cat([function(row) for row in x.split(1)])
+
+
+def per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """A linear layer or a 1x1 convolution over tokens b n c. Another kind of layer (quantised, with adapters
+    beside it) takes tokens itself."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+    return layer(tokens)
 
 
 class Conv2d(nn.Conv2d):

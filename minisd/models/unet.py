@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
-from minisd.models.conv import Conv2d, PointwiseConv, each_alone
+from minisd.models.conv import Conv2d, PointwiseConv, each_alone, per_token
 from minisd.models.edits import NO_EDIT, Edit, FreeU, Residuals
 
 FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
@@ -160,10 +160,10 @@ class SpatialTransformer(nn.Module):
         height = x.shape[2]
         # contiguous: a matrix product over strided tokens takes up to seven times as long (bf16, CPU)
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
-        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        tokens = per_token(self.proj_in, tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context, edit)
-        tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        tokens = per_token(self.proj_out, tokens)
         return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
 
 
