@@ -109,7 +109,7 @@ def diffusion(args: argparse.Namespace) -> None:
         emoji,
         vocabulary_of(emoji),
         TrainingSchedule(),
-        diffusion_stage.DiffusionRecipe(),
+        diffusion_stage.DiffusionRecipe(lr=args.lr),
     )
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--favour", type=float, default=1.0, help="latents, diffusion: weight of favourite objects"
     )
+    parser.add_argument("--lr", type=float, default=4e-3, help="diffusion: highest learning rate")
     parser.add_argument("--cfg", type=float, default=5.0, help="sheet: guidance")
     parser.add_argument("--seed", type=int, default=0, help="sheet: of the noise")
     parser.add_argument("--out", type=Path, default=MODEL, help="export: the file to write")

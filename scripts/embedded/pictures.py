@@ -54,9 +54,9 @@ MIRRORED_SUBGROUPS = frozenset(
 # How often an object is drawn, relative to a plain one. Flags and the gendered rows of people are many and
 # alike; animals and food are what people ask for first.
 GROUP_WEIGHT = {
-    "Flags": 0.1,
-    "Symbols": 0.3,
-    "People & Body": 0.25,
+    "Flags": 0.25,
+    "Symbols": 0.6,
+    "People & Body": 0.3,
     "Smileys & Emotion": 0.8,
     "Animals & Nature": 1.4,
     "Food & Drink": 1.4,
