@@ -16,12 +16,13 @@ from minisd.config import ModelConfig
 from minisd.denoiser import Denoiser
 from minisd.errors import NumericalError, RequestError
 from minisd.request import Request
+from minisd.samplers.ahead import Ahead, queries
 from minisd.samplers.brownian import brownian_noise
 from minisd.samplers.names import Sampler, find_sampler, solver
 from minisd.samplers.noise import batch_normal
 from minisd.samplers.ramps import RAMPS, custom_sigmas, without_next_to_last
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
-from minisd.samplers.step import Noise, OnStep, Step
+from minisd.samplers.step import OnStep, Step
 from minisd.trail import Trail
 
 Shape = tuple[int, int, int]  # c h w
@@ -148,25 +149,27 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return out.to(a.dtype)
 
 
-def step_noise(request: Request, sampler: Sampler, sigmas: Tensor, shape: Shape, like: Tensor) -> Noise:
+def step_noise(
+    request: Request, sampler: Sampler, sigmas: Tensor, shape: Shape, like: Tensor, options: dict[str, object]
+) -> Ahead:
     """What the solver draws on the way, on like's device and dtype; row i is a function of its image's seed
-    alone."""
+    alone. Made ahead by other threads: to be used in a `with`."""
     delta = request.eta_seed_delta
     seeds = request.seeds()
     if request.variation_strength > 0:
         seeds = [seeds[0]] * request.count
     seeds = [(seed + delta) % 2**64 for seed in seeds]
+    first = 0 if delta else 1  # another seed begins its own stream
+    expected = queries(sampler.name, sigmas, options)
     if sampler.noise == "brownian":
         positive = sigmas[sigmas > 0]
-        return brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), like)
-    draws = -1 if delta else 0  # another seed begins its own stream
+        path = brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), like)
+        return Ahead(lambda number, sigma, sigma_next: path(sigma, sigma_next), expected)
 
-    def noise(sigma: float, sigma_next: float) -> Tensor:
-        nonlocal draws
-        draws += 1
-        return batch_normal(request.forks.rng, seeds, draws, shape).to(like)
+    def draw(number: int, sigma: float, sigma_next: float) -> Tensor:
+        return batch_normal(request.forks.rng, seeds, first + number, shape).to(like)
 
-    return noise
+    return Ahead(draw, expected)
 
 
 def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dict[str, object]:
@@ -204,7 +207,6 @@ def sample(
     begin = float(sigmas[0])
     scale = begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5
     x = first_noise(request, shape).to(device, exact) * scale
-    noise = step_noise(request, sampler, sigmas, shape, x)
     finite: list[Tensor] = []
     trail = trail or Trail()
     passed = trail.step
@@ -221,7 +223,8 @@ def sample(
         trail.through(denoiser.denoise_both()) if sampler.both else trail.through(denoiser.denoise())
     )
     options = solver_options(request, sampler, denoiser.table)
-    x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=watched, **options)
+    with step_noise(request, sampler, sigmas, shape, x, options) as noise:
+        x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=watched, **options)
     if (
         device.type != "cpu"
     ):  # asked once at the end: asking each step would make the host wait for the device

@@ -112,11 +112,11 @@ def test_noise_of_the_steps() -> None:
     sigmas = karras_sigmas(3, 0.03, 14.6)
     for delta, seeds, first in ((0, [7, 8], 1), (31337, [7 + 31337, 8 + 31337], 0)):
         asked = request(count=2, eta_seed_delta=delta)
-        noise = step_noise(asked, SAMPLERS["euler_ancestral"], sigmas, SHAPE, like)
-        for i in range(3):
-            drawn_now = noise(2.0, 1.0)
-            assert drawn_now.dtype == torch.float64
-            assert torch.equal(drawn_now, batch_normal("philox", seeds, first + i, SHAPE).double())
+        with step_noise(asked, SAMPLERS["euler_ancestral"], sigmas, SHAPE, like, {}) as noise:
+            for i in range(3):
+                drawn_now = noise(2.0, 1.0)
+                assert drawn_now.dtype == torch.float64
+                assert torch.equal(drawn_now, batch_normal("philox", seeds, first + i, SHAPE).double())
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde"])
