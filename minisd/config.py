@@ -71,6 +71,26 @@ class ControlNetConfig:
 
 
 @dataclass(frozen=True)
+class T2IAdapterConfig:
+    """T2I-Adapter (Mou et al. 2023, arXiv:2302.08453): features of a picture at every level of the UNet.
+
+    unshuffle: pixels of a square that become channels: 8 for SD1, 16 for SDXL. widths: of the features;
+    blocks: residual blocks per level. light: the variant with a narrow inside.
+    """
+
+    hint_channels: int = 3
+    unshuffle: int = 8
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks: int = 2
+    light: bool = False
+
+    @property
+    def halved(self) -> tuple[bool, ...]:
+        """Whether a level halves its input. SDXL's levels are those of the UNet after its first halving."""
+        return tuple(n == 2 if self.unshuffle == 16 else n > 0 for n in range(len(self.widths)))
+
+
+@dataclass(frozen=True)
 class VAEConfig:
     """AutoencoderKL of ldm (Rombach et al. 2022), kl-f8: one single-head attention in the middle of each
     half."""

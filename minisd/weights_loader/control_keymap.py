@@ -7,9 +7,8 @@ T2I-Adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from minisd.config import ControlNetConfig
+from minisd.config import ControlNetConfig, T2IAdapterConfig
 from minisd.weights_loader.keymap import Rules, conv, encoder_half, linear, norm
 from minisd.weights_loader.rule import Rule
 
@@ -57,6 +56,28 @@ def _union(config: ControlNetConfig, types: int) -> Iterator[Rule]:
     yield from linear(second, second, 4 * c, 4 * c)
 
 
-def below_prefix(rules: Rules, prefix: str) -> Rules:
-    """The same rules with `prefix` before their names."""
-    return tuple(replace(r, theirs=prefix + r.theirs) for r in rules)
+def t2i_adapter_rules(config: T2IAdapterConfig) -> Rules:
+    """T2I-Adapter: ours = TencentARC's, which counts all blocks of the full variant in one row; theirs =
+    diffusers' T2IAdapter."""
+    return tuple(_t2i_adapter(config))
+
+
+def _t2i_adapter(config: T2IAdapterConfig) -> Iterator[Rule]:
+    inputs = config.hint_channels * config.unshuffle**2
+    if not config.light:
+        yield from conv("conv_in", "adapter.conv_in", inputs, config.widths[0])
+        inputs = config.widths[0]
+    for level, width in enumerate(config.widths):
+        inner = width // 4 if config.light else width
+        theirs = f"adapter.body.{level}"
+        ours = f"body.{level if config.light else level * config.blocks}"
+        if config.light or inputs != width:
+            yield from conv(f"{ours}.in_conv", f"{theirs}.in_conv", inputs, inner, k=1)
+        for n in range(config.blocks):
+            block = f"{ours}.body.{n}" if config.light else f"body.{level * config.blocks + n}"
+            yield from conv(f"{block}.block1", f"{theirs}.resnets.{n}.block1", inner, inner)
+            k = 3 if config.light else 1
+            yield from conv(f"{block}.block2", f"{theirs}.resnets.{n}.block2", inner, inner, k=k)
+        if config.light:
+            yield from conv(f"{ours}.out_conv", f"{theirs}.out_conv", inner, width, k=1)
+        inputs = width
