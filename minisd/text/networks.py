@@ -17,7 +17,7 @@ KIND = re.compile(r"<(\w+):")
 
 @dataclass(frozen=True)
 class ExtraNetwork:
-    """One tag: `<lora:film:0.8:te=0.5>` is kind "lora", name "film", args ("0.8",), named (("te", "0.5"),)."""
+    """`<lora:film:0.8:te=0.5>`: kind "lora", name "film", args ("0.8",), named (("te", "0.5"),)."""
 
     kind: str  # as written; compare it in lower case
     name: str  # the first argument without a name of its own, "" if there is none

@@ -21,11 +21,11 @@ REQUEST = Request(prompt="a castle AND a sunset :0.6", steps=2, seed=1, cfg_scal
     [
         ("a castle", [("a castle", 1.0)]),
         ("a castle :0.5", [("a castle :0.5", 1.0)]),
-        ("a AND b", [("a", 1.0), ("b", 1.0)]),
-        ("a :1.5 AND b :-.5 AND c", [("a", 1.5), ("b", -0.5), ("c", 1.0)]),
-        ("BAND AND HAND and and", [("BAND", 1.0), ("HAND and and", 1.0)]),
+        ("a AND b", [("a", 1.0), (" b", 1.0)]),
+        ("a :1.5 AND b :-.5 AND c", [("a", 1.5), (" b", -0.5), (" c", 1.0)]),
+        ("BAND AND HAND and and", [("BAND", 1.0), (" HAND and and", 1.0)]),
         ("a AND ", [("a", 1.0), ("", 1.0)]),
-        ("at 12:30 AND noon", [("at 12", 30.0), ("noon", 1.0)]),  # as the community's tools read it
+        ("at 12:30 AND noon", [("at 12", 30.0), (" noon", 1.0)]),  # as the community's tools read it
     ],
 )
 def test_split(prompt: str, parts: list[tuple[str, float]]) -> None:
@@ -37,7 +37,7 @@ def test_limits() -> None:
     """Oracle: the field that is wrong; time does not grow with the square of the length."""
     for prompt in (" AND ".join("x" * 20), "a AND b :1e9", "a AND b :101"):
         if "e9" in prompt:
-            assert split_prompt(prompt)[1] == ("b :1e9", 1.0)  # not a weight: text
+            assert split_prompt(prompt)[1] == (" b :1e9", 1.0)  # not a weight: text
             continue
         with pytest.raises(RequestError) as caught:
             split_prompt(prompt)
