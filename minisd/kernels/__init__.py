@@ -1,8 +1,23 @@
 """Operations on tensors, each with a small float64 reference and one or more fast implementations.
 
-Knows tensors, nothing of diffusion. `attention` is the one operation the networks call by name today.
+Knows tensors, nothing of diffusion. `OPERATIONS` lists them, `REGISTRY` holds what computes them, and
+`Kernels` says which of it a model runs. `docs/kernels.md` shows how to add one.
 """
 
-from minisd.kernels.attention import IMPLEMENTATIONS, attention, why_not
+from minisd.kernels.attention import ATTENTIONS, attention, why_not
+from minisd.kernels.choice import Kernels
+from minisd.kernels.registry import OPERATIONS, Implementation, Registry, Selection, Site
+from minisd.kernels.table import REGISTRY
 
-__all__ = ["IMPLEMENTATIONS", "attention", "why_not"]
+__all__ = [
+    "ATTENTIONS",
+    "OPERATIONS",
+    "REGISTRY",
+    "Implementation",
+    "Kernels",
+    "Registry",
+    "Selection",
+    "Site",
+    "attention",
+    "why_not",
+]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisd.kernels import IMPLEMENTATIONS, attention, why_not
-from minisd.kernels.attention import sliced
+from minisd.kernels import REGISTRY, attention, why_not
+from minisd.kernels.attention import attention_site
+from minisd.kernels.attention_torch import sliced
 
 # (batch, queries, keys, heads, head_dim): each family's sites, ragged, at lengths a test can afford
 SITES = {
@@ -25,7 +26,9 @@ SITES = {
     "more rows than a slice": (1, 1031, 77, 1, 40),
 }
 TEXT = {"clip-l": (1, 77, 77, 12, 64), "bigg": (2, 77, 77, 20, 64), "short": (1, 9, 9, 4, 8)}
-FAST = sorted(set(IMPLEMENTATIONS) - {"reference"})
+EVERY = [one.name for one in REGISTRY if one.op == "self_attention"]
+HERE = ["sdpa", "sliced", "sdpa_math", "sdpa_flash", "reference"]  # on a CPU, without Triton's interpreter
+FAST = HERE[:-1]
 
 
 def qkv(shape: tuple[int, int, int, int, int], dtype: torch.dtype, spread: float = 1.0) -> list[Tensor]:
@@ -74,7 +77,8 @@ def test_error_is_that_of_torch_or_of_the_format(name: str, site: str, dtype: to
     """Oracle: the reference on the same rounded inputs; RMS error at most twice that of torch's SDPA."""
     shape, causal = (TEXT[site], True) if site in TEXT else (SITES[site], False)
     q, k, v = qkv(shape, dtype)
-    truth = attention(*(t.double() for t in (q, k, v)), shape[3], causal=causal, implementation="reference")
+    wide = q.double(), k.double(), v.double()
+    truth = attention(*wide, shape[3], causal=causal, implementation="reference")
     out = attention(q, k, v, shape[3], causal=causal, implementation=name)
     torch_error = rms(attention(q, k, v, shape[3], causal=causal, implementation="sdpa") - truth)
     rounding = torch.finfo(dtype).eps * rms(truth)
@@ -83,7 +87,7 @@ def test_error_is_that_of_torch_or_of_the_format(name: str, site: str, dtype: to
     assert torch_error <= 4 * rounding  # or the comparison above would mean little
 
 
-@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("name", HERE)
 def test_large_scores_stay_finite(name: str) -> None:
     """Oracle: the reference, where scores reach thousands and a bare exp overflows."""
     q, k, v = qkv((1, 33, 77, 2, 64), torch.float32, spread=30.0)
@@ -102,7 +106,7 @@ def test_slices_do_not_change_the_result(rows: int) -> None:
         assert (sliced(q, k, v, 4, causal=causal, rows=rows) - whole).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("name", HERE)
 def test_inputs_are_left_alone_and_may_be_views(name: str) -> None:
     """Oracle: equality with the result for contiguous copies."""
     packed = qkv((2, 40, 40, 3, 48), torch.float64)[0]
@@ -120,3 +124,13 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
     q, k, v = qkv((1, 4, 4, 1, 8), torch.float32)
     with pytest.raises(ValueError, match="'flash9'.*reference.*sdpa.*sliced"):
         attention(q, k, v, 1, implementation="flash9")
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - set(HERE)))
+def test_what_needs_a_gpu_says_so(name: str) -> None:
+    """Oracle: the documented ValueError; nothing is put in the place of what was asked for."""
+    q, k, v = qkv((1, 4, 4, 1, 8), torch.float32)
+    reason = why_not(name, attention_site(q, k, 1, causal=False))
+    assert reason is not None and reason.startswith(f"{name}: ")
+    with pytest.raises(ValueError, match="self_attention b1 h1 n4 m4 d8 float32 on cpu: .* not (on|for) cpu"):
+        attention(q, k, v, 1, implementation=name)

@@ -1,0 +1,80 @@
+"""Attention by torch: its own choice, each of its backends by name, and plain softmax over slices.
+
+The backends are called as the operators they are; torch's context manager would switch flags of the whole
+program. q: b n (h d); k, v: b m (h d); returns b n (h d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+Heads = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # b h n d, b h m d, b h m d, causal -> b h n d
+
+
+def by_heads(function: Heads, q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool) -> Tensor:
+    """function on views b h n d; its result as b n (h d)."""
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return function(q, k, v, causal).transpose(1, 2).flatten(2)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    """torch's fused kernel for this device and dtype."""
+    q, k, v = (
+        t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+    )  # b n (h d) -> b h n d, a view
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)  # b h n d -> b n (h d)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    """FlashAttention as torch carries it (Dao 2023, arXiv:2307.08691), or its form for a CPU."""
+    ops = torch.ops.aten
+    op = (
+        ops._scaled_dot_product_flash_attention_for_cpu
+        if q.device.type == "cpu"
+        else ops._scaled_dot_product_flash_attention
+    )
+    return by_heads(lambda q, k, v, c: op(q, k, v, is_causal=c)[0], q, k, v, num_heads, causal)
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    """cuDNN's attention."""
+    op = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return by_heads(lambda q, k, v, c: op(q, k, v, None, False, 0.0, c)[0], q, k, v, num_heads, causal)
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    """The memory-efficient kernel (Rabe and Staats 2021, arXiv:2112.05682; xFormers)."""
+    op = torch.ops.aten._scaled_dot_product_efficient_attention
+    return by_heads(lambda q, k, v, c: op(q, k, v, None, False, 0.0, c)[0], q, k, v, num_heads, causal)
+
+
+def math(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    """torch's two products with a softmax between them; all scores at once."""
+    op = torch.ops.aten._scaled_dot_product_attention_math
+    return by_heads(lambda q, k, v, c: op(q, k, v, is_causal=c)[0], q, k, v, num_heads, causal)
+
+
+def sliced(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False, rows: int = 512
+) -> Tensor:
+    """Plain softmax(q k^T) v over `rows` queries at a time: memory stays at rows x m scores per head."""
+    n, m = q.shape[1], k.shape[1]
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=num_heads) for t in (q, k, v))
+    q = q * q.shape[-1] ** -0.5
+    parts = []
+    for start in range(0, n, rows):
+        scores = q[:, :, start : start + rows] @ k.transpose(-1, -2)  # b h rows m
+        if causal:
+            query = torch.arange(start, start + scores.shape[-2], device=q.device)
+            scores = scores.masked_fill(torch.arange(m, device=q.device) > query[:, None], float("-inf"))
+        # softmax in float32: exponentials of fp16 scores overflow, and bf16 sums lose the small terms
+        parts.append(
+            scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+        )
+    return rearrange(torch.cat(parts, 2), "b h n d -> b n (h d)")

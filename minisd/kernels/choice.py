@@ -1,0 +1,72 @@
+"""Which implementation each operation of a model runs: one frozen record, chosen before weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from minisd.kernels.attention import ATTENTIONS
+from minisd.kernels.registry import OPERATIONS
+from minisd.kernels.table import REGISTRY
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A name for each operation, and the exact restructurings that need no kernel.
+
+    fused_qkv: one product for query, key and value (and one for a text's key and value). The defaults are
+    what networks compute unless something else is asked for.
+    """
+
+    self_attention: str = "sdpa"
+    cross_attention: str = "sdpa"
+    causal_attention: str = "sdpa"
+    wide_attention: str = "sdpa"
+    group_norm_silu: str = "torch"
+    layer_norm: str = "torch"
+    geglu: str = "torch"
+    guidance: str = "torch"
+    upsample_conv: str = "nearest"
+    quantised_linear: str = "torch"
+    fused_qkv: bool = False
+
+    def __post_init__(self) -> None:
+        for op in OPERATIONS:
+            REGISTRY.find(op, getattr(self, op))
+
+    @classmethod
+    def parse(cls, text: str) -> Kernels:
+        """From "auto", one name for every operation that has it ("triton"), or "geglu=triton,fused_qkv".
+
+        Several are read from left to right: "triton,self_attention=sdpa". Raises ValueError for names that
+        are not there.
+        """
+        chosen = cls()
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            op, equals, name = (part.strip() for part in item.partition("="))
+            if equals:
+                if op not in OPERATIONS:
+                    raise ValueError(f"there is no operation {op!r}; known are {', '.join(OPERATIONS)}")
+                REGISTRY.find(op, name)
+                chosen = replace(chosen, **{op: name})
+            elif op == "fused_qkv":
+                chosen = replace(chosen, fused_qkv=True)
+            elif op != "auto":
+                having = [one for one in OPERATIONS if op in REGISTRY.names(one)]
+                if not having:
+                    names = sorted({n for one in OPERATIONS for n in REGISTRY.names(one)})
+                    raise ValueError(
+                        f"no operation has an implementation {op!r}; known are {', '.join(names)}"
+                    )
+                chosen = replace(chosen, **dict.fromkeys(having, op))
+        return chosen
+
+    def with_attention(self, name: str) -> Kernels:
+        """The same name for every attention."""
+        return replace(self, **dict.fromkeys(ATTENTIONS, name))
+
+    def __str__(self) -> str:
+        """What differs from the defaults."""
+        plain = Kernels()
+        differing = [f for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
+        shown = [f.name if f.name == "fused_qkv" else f"{f.name}={getattr(self, f.name)}" for f in differing]
+        return ",".join(shown) or "torch's own"
