@@ -9,6 +9,7 @@ head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    operation = "causal_attention"
     implementation: str = "sdpa"
 
     def __init__(self, config: TextConfig) -> None:
@@ -76,8 +78,13 @@ class Embeddings(nn.Module):
         self.token_embedding = empty_embedding(config.vocab_size, config.width)
         self.position_embedding = empty_embedding(config.max_length, config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, learned: Sequence[tuple[int, Tensor]] = ()) -> Tensor:
+        """ids b n -> b n width. learned: (place, vectors k width) that stand there in place of the tokens'."""
+        x = self.token_embedding(ids)
+        for place, vectors in learned:
+            rows = vectors.to(x).expand(len(x), -1, -1)
+            x = torch.cat([x[:, :place], rows, x[:, place + rows.shape[1] :]], dim=1)
+        return x + self.position_embedding.weight[: ids.shape[1]]
 
 
 class Encoder(nn.Module):
@@ -113,9 +120,15 @@ class TextEncoder(nn.Module):
             self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
 
     def forward(
-        self, ids: Tensor, *, skip: int = 0, final_norm: bool = True, pooled: bool = False
+        self,
+        ids: Tensor,
+        *,
+        skip: int = 0,
+        final_norm: bool = True,
+        pooled: bool = False,
+        learned: Sequence[tuple[int, Tensor]] = (),
     ) -> TextOutput:
-        """ids: int64 [b, n], n <= 77.
+        """ids: int64 [b, n], n <= 77. learned: words of textual inversion, (place, vectors k width).
 
         skip: hidden state this many layers before the last (0 = output of the last layer). final_norm: apply
         the final LayerNorm to it. pooled: also return final_norm(last layer) at the first end-of-text token,
@@ -124,7 +137,7 @@ class TextEncoder(nn.Module):
         layers = self.text_model.encoder.layers
         if not 0 <= skip <= len(layers):
             raise ValueError(f"skip {skip} is outside 0..{len(layers)}, the layers of this text encoder")
-        x = self.text_model.embeddings(ids)
+        x = self.text_model.embeddings(ids, learned)
         wanted = len(layers) - skip
         hidden = x
         for index, layer in enumerate(layers if pooled else layers[:wanted], start=1):
