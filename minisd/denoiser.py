@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minisd.control_run import Control, Seen, residuals_of
 from minisd.guidance import Guidance, active, cfg, projected, rescaled, thresholded, weighted
 from minisd.models.edits import Edit, FreeU
 from minisd.models.unet import UNet
@@ -42,7 +43,7 @@ class Denoiser:
     (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
     weight, also: further prompts, each with its weight beside that of cond; they stand for one conditional
     prediction, the weighted sum of differences to the unconditional one. always_uncond: predict it even where
-    no rule needs it (CFG++).
+    no rule needs it (CFG++). controls: networks that read a picture and add to what this one computes.
     """
 
     network: UNet
@@ -59,6 +60,7 @@ class Denoiser:
     always_uncond: bool = False
     concat: Tensor | None = None
     freeu: FreeU | None = None
+    controls: tuple[Control, ...] = ()
     check: Callable[[], None] | None = None
 
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
@@ -170,6 +172,8 @@ class Denoiser:
             self.check()
         timesteps = torch.tensor([self.table.told(sigma)], dtype=torch.float32, device=x.device)
         scaled = (x * c_in(sigma, self.prediction)).to(self.dtype)
+        seen = Seen(scaled, timesteps, parts)
+        residuals = residuals_of(self.controls, seen, self.uncond, sigma, self.sigmas)
         if extra is not None:
             scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
         b, k = scaled.shape[0], len(parts)
@@ -177,7 +181,9 @@ class Denoiser:
         ys = [p.y.expand(b, -1) for p in parts if p.y is not None]
         y = torch.cat(ys) if ys else None
         scaled = scaled.repeat(k, 1, 1, 1)
-        return self.network(scaled, timesteps, context, y, edits=edits, freeu=self.freeu).to(x.dtype)
+        return self.network(
+            scaled, timesteps, context, y, edits=edits, freeu=self.freeu, residuals=residuals
+        ).to(x.dtype)
 
 
 def attention_received(q: Tensor, k: Tensor, num_heads: int) -> Tensor:

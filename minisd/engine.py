@@ -13,12 +13,13 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from minisd import __version__
+from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
 from minisd.model import Model, load_model
 from minisd.pipeline import CancelToken, Listener, Preview, Progress, draw
@@ -40,8 +41,9 @@ class Final:
 class Engine:
     """A loaded model. `close` (or leaving a `with` block) gives its memory back."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, controls: Mapping[str, str | os.PathLike[str]] | None = None) -> None:
         self._model: Model | None = model
+        self.controls = ControlNets(controls)
 
     @property
     def model(self) -> Model:
@@ -73,7 +75,13 @@ class Engine:
         model = self.model
         whole = request.for_model(model.config, seed=secrets.randbits(32))
         drawing = draw(
-            model, whole, on_event=on_event, cancel=cancel, preview_every=preview_every, trail=trail
+            model,
+            whole,
+            on_event=on_event,
+            cancel=cancel,
+            preview_every=preview_every,
+            trail=trail,
+            networks=self.controls.networks(whole.controls, model),
         )
         return Result(drawing, model.name, __version__)
 
@@ -121,6 +129,7 @@ class Engine:
     def close(self) -> None:
         """Let go of the weights. Drawings under way finish with theirs."""
         self._model = None
+        self.controls.clear()
 
     def __enter__(self) -> Engine:
         return self
@@ -147,12 +156,14 @@ def load(
     vae_dtype: str = "auto",
     attention: str = "auto",
     vae_tile: int | None = None,
+    controls: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
 
     vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what
     it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's
-    authors do). device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. Raises
+    authors do). controls: {name: file} of control networks that a Request may name; they are loaded when one
+    does. device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. Raises
     CheckpointError, PlanError.
     """
     return Engine(
@@ -168,7 +179,8 @@ def load(
             vae_dtype=vae_dtype,
             attention=attention,
             vae_tile=vae_tile,
-        )
+        ),
+        controls,
     )
 
 

@@ -7,7 +7,7 @@ number of threads may draw with one model at a time. All randomness comes from t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.config import ModelConfig
+from minisd.control_run import Control, Network, controls_of
 from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, NumericalError, RequestError
 from minisd.guidance import Guidance
@@ -100,6 +101,7 @@ def denoiser_of(
     prompts: Prompts,
     extra: Tensor | None,
     check: Callable[[], None],
+    controls: tuple[Control, ...] = (),
 ) -> Denoiser:
     """The network with this request's prompts and rules."""
     return Denoiser(
@@ -117,6 +119,7 @@ def denoiser_of(
         sigmas=tuple(float(s) for s in sigmas),
         concat=extra,
         freeu=FreeU(*request.freeu) if request.freeu is not None else None,
+        controls=controls,
         check=check,
     )
 
@@ -148,8 +151,10 @@ def draw(
     cancel: CancelToken | None = None,
     preview_every: int = 0,
     trail: Trail | None = None,
+    networks: Mapping[str, Network] | None = None,
 ) -> Drawing:
-    """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through.
+    """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through. networks: those
+    of the request's control units, by their names.
 
     on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
     each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
@@ -177,7 +182,9 @@ def draw(
         sigmas = run_sigmas(table, request, schedule, model.config.family)
         shape = latent_shape(model.config, request)
         extra = extra_channels(model, request, shape)
-        denoiser = denoiser_of(model, request, table, sigmas, prompts, extra, check)
+        size = (shape[2] * model.config.vae.factor, shape[1] * model.config.vae.factor)
+        controls = controls_of(request.controls, networks or {}, model.config.unet, size, shape[1:])
+        denoiser = denoiser_of(model, request, table, sigmas, prompts, extra, check, controls)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
         latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step, trail)
         trail.end(latents)

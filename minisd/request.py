@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from minisd.config import ModelConfig
+from minisd.control import ControlUnit, units
 from minisd.conventions import CONVENTIONS, Forks
 from minisd.errors import ImageError, RequestError, quoted
 from minisd.picture import Picture
@@ -53,6 +54,7 @@ class Request:
     mask_soft: bool = False
     image_cfg_scale: float = 1.5
     depth: Picture | None = None
+    controls: tuple[ControlUnit, ...] = ()
     width: int | None = None
     height: int | None = None
     seed: int | None = None
@@ -125,6 +127,7 @@ class Request:
         for name, options in CHOICES.items():
             choice(self, name, options)
         border(self, "outpaint")
+        object.__setattr__(self, "controls", units(self.controls))
         self._check_picture()
         for name in ("width", "height"):
             side(self, name)
@@ -283,6 +286,8 @@ class Request:
         for name in PICTURES:
             if pairs.get(name) is not None:
                 pairs[name] = read_picture(name, pairs[name], paths, pictures)
+        if isinstance(given := pairs.get("controls"), tuple):
+            pairs["controls"] = tuple(ControlUnit.of(v, paths=paths, pictures=pictures) for v in given)
         return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
 
 

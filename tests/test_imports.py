@@ -22,6 +22,7 @@ RUN_TIME = {
 FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd",
     "minisd.config",
+    "minisd.control",
     "minisd.conventions",
     "minisd.conversion",
     "minisd.engine",
@@ -53,11 +54,14 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     ("minisd/errors.py", set(), set()),
     ("minisd/conventions.py", set(), set()),
     ("minisd/picture.py", {"PIL"}, {"minisd.errors"}),
+    ("minisd/control.py", set(), {"minisd.errors", "minisd.picture"}),
+    ("minisd/preprocess.py", {"numpy", "PIL"}, {"minisd.errors"}),
     (
         "minisd/request.py",
         set(),
         {
             "minisd.config",
+            "minisd.control",
             "minisd.conventions",
             "minisd.errors",
             "minisd.picture",

@@ -6,6 +6,7 @@ import argparse
 import typing
 from dataclasses import MISSING, fields
 
+from minisd.control import ControlUnit
 from minisd.picture import Picture
 from minisd.request import Request
 
@@ -23,6 +24,7 @@ FIELD_HELP: dict[str, str] = {
     "mask_padding": "pixels around the masked part that are drawn with it",
     "mask_soft": "grey in the mask: how far that place is changed (differential inpainting)",
     "image_cfg_scale": "instruct-pix2pix: how strongly the picture holds",
+    "controls": "model=FILE,image=FILE,weight=0.8,preprocessor=canny: a control network; once for each",
     "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
@@ -103,6 +105,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[field.name] == tuple[int, int] or tuple[int, int] in kinds:
             options |= {"type": int, "nargs": 2, "metavar": "N"}
+        elif hints[field.name] == tuple[ControlUnit, ...]:
+            options |= {"action": "append", "metavar": "UNIT"}
         elif tuple[int, ...] in kinds:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         elif tuple[float, ...] in kinds:
