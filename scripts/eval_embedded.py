@@ -91,10 +91,10 @@ def every_figure(
         "favourites": lambda: measure.recognition(artist, judge, favourites, (0,), scale),
         "composition": lambda: measure.composition(artist, judge, held),
         "guidance": lambda: measure.guidance(artist, judge, some, (1.0, 4.0, 7.0)),
-        "negative_colour": lambda: measure.negative_colour(artist, some, emoji),
-        "negative_object": lambda: measure.negative_object(artist, judge, few),
+        "negative_background": lambda: measure.negative_background(artist, amounts.small * 2),
+        "negative_paint": lambda: measure.negative_paint(artist, few, emoji),
         "unknown_words": lambda: measure.unknown_words(artist, judge, few),
-        "empty_prompt": lambda: measure.empty_prompt(artist, judge, amounts.small),
+        "empty_prompt": lambda: measure.empty_prompt(artist, amounts.small),
     }
 
 

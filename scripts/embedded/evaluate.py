@@ -22,7 +22,7 @@ from .captions import plain_caption, with_article
 from .data import Emoji
 from .favourites import FAVOURITES
 from .judge import Judge, background_of, halves
-from .pictures import PLAIN, Object, Picture, pairs_well
+from .pictures import COLOURS, PLAIN, Object, Picture, pairs_well
 from .vae import reconstruct
 
 STEPS = 20
@@ -171,38 +171,54 @@ def guidance(artist: Artist, judge: Judge, indices: Sequence[int], scales: Seque
     return {f"cfg{s:g}": recognition(artist, judge, indices, (0,), s)["top1"] for s in scales}
 
 
-def negative_colour(artist: Artist, indices: Sequence[int], emoji: Sequence[Emoji]) -> Figures:
-    """How many backgrounds have the colour that the prompt names, without and with a negative prompt that
-    names it. The prompt is weak on purpose (cfg 2): both sides pull at the same thing."""
-    asked = [(i, PLAIN[n % len(PLAIN)]) for n, i in enumerate(indices)]
-    figures = {}
-    for name, negative in (("without", False), ("with", True)):
-        requests = [
-            request(
-                f"{plain_caption(emoji[i])} on {with_article(colour)} background",
-                70_000 + n,
-                cfg_scale=2.0,
-                negative_prompt=f"{colour} background" if negative else "",
-            )
-            for n, (i, colour) in enumerate(asked)
-        ]
-        seen = [background_of(p) for p in artist.draw(requests)]
-        figures[name] = share(torch.tensor([s == colour for s, (_, colour) in zip(seen, asked, strict=True)]))
+def other_colour(colour: str, n: int) -> str:
+    """A background colour that is not this one, for the n-th comparison."""
+    return [c for c in PLAIN if c != colour][n % (len(PLAIN) - 1)]
+
+
+def negative_background(artist: Artist, count: int) -> Figures:
+    """The empty prompt gives backgrounds of all colours. Drawn again from the same seed with its own colour
+    as the negative prompt, and with another one: how many backgrounds are as they were."""
+    seeds = range(70_000, 70_000 + count)
+    seen = [background_of(p) for p in artist.draw([request("", seed) for seed in seeds])]
+    coloured = [(seed, colour) for seed, colour in zip(seeds, seen, strict=True) if colour != "white"]
+    figures: Figures = {"coloured": float(len(coloured))}
+    for name in ("kept_when_named", "kept_when_another_is_named"):
+        words = [c if name == "kept_when_named" else other_colour(c, n) for n, (_, c) in enumerate(coloured)]
+        again = artist.draw(
+            [
+                request("", seed, negative_prompt=f"{word} background")
+                for (seed, _), word in zip(coloured, words, strict=True)
+            ]
+        )
+        kept = [background_of(p) == c for p, (_, c) in zip(again, coloured, strict=True)]
+        figures[name] = share(torch.tensor(kept))
     return figures
 
 
-def negative_object(artist: Artist, judge: Judge, indices: Sequence[int]) -> Figures:
-    """How near pictures come to an object (cosine), drawn with the empty prompt, without and with the object
-    as negative prompt; and how many show it."""
+def amount_of(picture: Tensor, colour: str) -> float:
+    """Share of the pixels to which this colour is the nearest of all named; picture: 3 128 128 in [-1, 1]."""
+    pixels = (picture.flatten(1).T + 1) * 127.5
+    nearest = torch.cdist(pixels, torch.tensor(list(COLOURS.values())).float()).argmin(1)
+    return float((nearest == list(COLOURS).index(colour)).float().mean())
+
+
+def negative_paint(artist: Artist, indices: Sequence[int], emoji: Sequence[Emoji]) -> Figures:
+    """The colour of which an object has most is named as negative prompt, and then another: how much of it is
+    left, relative to the picture without."""
+    prompts = [plain_caption(emoji[i]) for i in indices]
+    first = artist.draw([request(p, 75_000 + n) for n, p in enumerate(prompts)])
+    own = [max(PLAIN, key=lambda c: amount_of(picture, c)) for picture in first]
+    before = sum(amount_of(p, c) for p, c in zip(first, own, strict=True))
     figures = {}
-    wanted = torch.tensor(list(indices))
-    for name in ("without", "with"):
-        requests = [
-            request("", 80_000 + n, negative_prompt=plain_caption(judge.emoji[i]) if name == "with" else "")
-            for n, i in enumerate(indices)
+    for name in ("left_when_named", "left_when_another_is_named"):
+        words = [c if name == "left_when_named" else other_colour(c, n) for n, c in enumerate(own)]
+        asked = [
+            request(p, 75_000 + n, negative_prompt=word)
+            for n, (p, word) in enumerate(zip(prompts, words, strict=True))
         ]
-        ranking = judge.rank(artist.draw(requests))
-        figures[name] = round(float(ranking.nearness.gather(1, wanted[:, None]).mean()), 4)
+        after = sum(amount_of(p, c) for p, c in zip(artist.draw(asked), own, strict=True))
+        figures[name] = round(after / before, 4)
     return figures
 
 
@@ -226,14 +242,19 @@ def unknown_words(artist: Artist, judge: Judge, indices: Sequence[int]) -> Figur
     }
 
 
-def empty_prompt(artist: Artist, judge: Judge, count: int) -> Figures:
-    """How near the empty prompt's pictures come to some emoji (cosine), beside random pixels blurred to
-    blots."""
+def empty_prompt(artist: Artist, count: int) -> Figures:
+    """Pictures of the empty prompt: how many have a plain ground (the frame's colours spread by less than a
+    tenth of the scale), and how many have something else on it (a tenth of all pixels differ clearly)."""
     drawn = artist.draw([request("", 60_000 + n) for n in range(count)])
-    noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    blots = torch.nn.functional.interpolate(noise, scale_factor=8, mode="bicubic").clamp(-1, 1)
-    near = [round(float(judge.rank(x).nearness.amax(1).mean()), 4) for x in (drawn, blots)]
-    return {"nearness_to_some_emoji": near[0], "nearness_of_blots": near[1]}
+    frame = torch.ones(drawn.shape[2:], dtype=torch.bool)
+    frame[4:-4, 4:-4] = False
+    ground = drawn[:, :, frame]
+    middle = ground.median(dim=2).values[:, :, None, None]
+    differs = ((drawn - middle).abs().amax(dim=1) > 0.4).float().mean(dim=(1, 2))
+    return {
+        "plain_ground": share(ground.std(dim=2).amax(dim=1) < 0.2),
+        "something_on_it": share(differs > 0.1),
+    }
 
 
 @torch.no_grad()

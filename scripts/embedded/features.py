@@ -2,13 +2,14 @@
 nothing of the model's own may be in it.
 
 Shape is histograms of oriented gradients (Dalal and Triggs 2005), colour is a blurred picture in opponent
-axes, each at two scales; principal components of the sprites, whitened, make the parts comparable. `judged`
-says how often the space itself finds a sprite that was moved, scaled and blurred: no figure of a model is
-worth more than that.
+axes, each at two scales; principal components of the sprites, whitened, make the parts comparable.
+`Judge.check` says how often the space itself finds a sprite that was moved, scaled and blurred: no figure of
+a model is worth more than that.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,12 @@ def described(pictures: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def described_all(pictures: Tensor) -> Tensor:
+    """`described` in parts that fit a processor's cache, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return torch.cat(list(pool.map(described, pictures.split(8))))
+
+
 @dataclass(frozen=True)
 class FeatureSpace:
     """`mean` [d] and `axes` [d, k] take descriptions to unit vectors; nearness is the cosine."""
@@ -69,7 +76,7 @@ class FeatureSpace:
     def of(cls, pictures: Tensor, components: int = COMPONENTS) -> FeatureSpace:
         """Principal components of these pictures (b 3 128 128), whitened. The floor keeps axes in which
         sprites hardly differ from being stretched to the size of the others."""
-        rows = torch.cat([described(part) for part in pictures.split(128)])
+        rows = described_all(pictures)
         mean = rows.mean(0)
         away = (rows - mean).double()
         # by way of the inner products: there are fewer pictures than numbers that describe one
@@ -84,11 +91,11 @@ class FeatureSpace:
     def centred_on(self, pictures: Tensor) -> FeatureSpace:
         """The same axes with the mean of other pictures: the sprites on another background, or half as
         large."""
-        return FeatureSpace(torch.cat([described(part) for part in pictures.split(128)]).mean(0), self.axes)
+        return FeatureSpace(described_all(pictures).mean(0), self.axes)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """b 3 128 128 in [-1, 1] -> unit vectors b k."""
-        rows = torch.cat([described(part) for part in pictures.split(128)])
+        rows = described_all(pictures)
         return F.normalize((rows - self.mean) @ self.axes, dim=1)
 
 
