@@ -90,11 +90,21 @@ def guidance(
     return pair(one.run(cond, uncond, x, scale, keep, add, ratio))
 
 
-def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, *, implementation: Named = "nearest") -> Tensor:
-    """3x3 convolution of x [b m h w] with every pixel doubled: b d 2h 2w."""
+def upsample_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    folded: Tensor | None = None,
+    *,
+    implementation: Named = "nearest",
+) -> Tensor:
+    """3x3 convolution of x [b m h w] with every pixel doubled: b d 2h 2w.
+
+    folded: the weight as `upsample.FOLDS` of this implementation gives it; None computes it here.
+    """
     b, m, height, width = x.shape
     one = ready("upsample_conv", implementation, x, b=b, n=height * width, m=m, d=len(weight))
-    return single(one.run(x, weight, bias))
+    return single(one.run(x, weight, bias, folded))
 
 
 def quantised_linear(

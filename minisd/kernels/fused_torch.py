@@ -39,20 +39,20 @@ def guidance(
     return denoised, ratio * x + (1 - ratio) * denoised
 
 
-def upsample_nearest(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def upsample_nearest(x: Tensor, weight: Tensor, bias: Tensor, folded: Tensor | None = None) -> Tensor:
     """As written: every pixel four times, then a 3x3 convolution."""
     return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
 
 
-def upsample_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def upsample_transposed(x: Tensor, weight: Tensor, bias: Tensor, folded: Tensor | None = None) -> Tensor:
     """One transposed convolution with summed weights."""
-    return F.conv_transpose2d(x, transposed(weight), bias, stride=2, padding=1)
+    return F.conv_transpose2d(x, transposed(weight) if folded is None else folded, bias, stride=2, padding=1)
 
 
-def upsample_sub_pixel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def upsample_sub_pixel(x: Tensor, weight: Tensor, bias: Tensor, folded: Tensor | None = None) -> Tensor:
     """Four 2x2 convolutions with summed weights, one for each pixel of the doubled grid."""
     height, width = x.shape[-2:]
-    weights, edge = sub_pixel(weight), F.pad(x, (1, 1, 1, 1))
+    weights, edge = sub_pixel(weight) if folded is None else folded, F.pad(x, (1, 1, 1, 1))
     out = x.new_empty(len(x), len(weight), 2 * height, 2 * width)
     for row in range(2):
         for column in range(2):

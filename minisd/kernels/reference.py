@@ -67,7 +67,7 @@ def guidance(
     return denoised.to(x.dtype), (ratio * x.double() + (1 - ratio) * denoised).to(x.dtype)
 
 
-def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, folded: Tensor | None = None) -> Tensor:
     """3x3 convolution of the picture with every pixel doubled: b m h w -> b d 2h 2w, zeros around it."""
     doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     return F.conv2d(doubled, weight.double(), bias.double(), padding=1).to(x.dtype)

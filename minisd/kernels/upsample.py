@@ -8,6 +8,8 @@ weights add up. Exact but for the rounding of those sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,6 @@ def transposed(weight: Tensor) -> Tensor:
                 for b, column in enumerate(taps[c]):
                     out[:, :, row, column] = parts[r, c, :, :, a, b].T
     return out
+
+
+FOLDS: dict[str, Callable[[Tensor], Tensor]] = {"transposed": transposed, "sub_pixel": sub_pixel}

@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -25,6 +24,8 @@ from minisd.config import UNetConfig
 from minisd.kernels import attention
 from minisd.models.conv import Conv2d, PointwiseConv, each_alone, per_token
 from minisd.models.edits import NO_EDIT, Edit, FreeU, Residuals
+from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
+from minisd.models.once import Projections, Text, Times, tensor_of
 
 FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
 
@@ -45,61 +46,47 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, emb_dim: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, in_channels, eps=1e-5),
-            nn.SiLU(),
+            GroupNorm(groups, in_channels, eps=1e-5, silu=True),
+            nn.Identity(),  # 1: SiLU, within 0
             Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, out_channels, eps=1e-5),
-            nn.SiLU(),
+            GroupNorm(groups, out_channels, eps=1e-5, silu=True),
+            nn.Identity(),  # 1: SiLU, within 0
             nn.Identity(),  # 2: dropout in training, keeps out_layers.3
             Conv2d(out_channels, out_channels, 3, padding=1),
         )
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else PointwiseConv(in_channels, out_channels)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | Times) -> Tensor:
         """x: b c h w; emb: b e or 1 e. Returns b c' h w."""
         h = self.in_layers(x)
-        h = h + each_alone(self.emb_layers, emb)[:, :, None, None]
+        told = emb.of(self.emb_layers) if isinstance(emb, Times) else each_alone(self.emb_layers, emb)
+        h = h + told[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Projections):
     """Multi-head attention of tokens to themselves, or to the text when `context` is given."""
 
     implementation: str = "sdpa"
 
-    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
-        super().__init__()
+    def __init__(self, dim: int, context_dim: int, num_heads: int, *, of_itself: bool) -> None:
+        super().__init__(dim, context_dim, of_itself=of_itself)
+        self.operation = "self_attention" if of_itself else "cross_attention"
         self.num_heads = num_heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(context_dim, dim, bias=False)
-        self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
 
-    def forward(self, x: Tensor, context: Tensor | None = None, edit: Edit = NO_EDIT) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Text | None = None, edit: Edit = NO_EDIT) -> Tensor:
         """x: b n c; context: b m d. Returns b n c."""
         if edit.identity:  # every token attends to itself alone
             return self.to_out(self.to_v(x))
-        context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = self.project(x, context)
         if edit.observe is not None:
             edit.observe(q, k, self.num_heads)
         return self.to_out(attention(q, k, v, self.num_heads, implementation=self.implementation))
-
-
-class GEGLU(nn.Module):
-    """value * gelu(gate) (Shazeer 2020, arXiv:2002.05202); the rows of proj are [value; gate]."""
-
-    def __init__(self, dim: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
@@ -120,17 +107,18 @@ class BasicTransformerBlock(nn.Module):
 
     def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.attn1 = CrossAttention(dim, dim, num_heads)
+        self.attn1 = CrossAttention(dim, dim, num_heads, of_itself=True)
         self.ff = FeedForward(dim)
-        self.attn2 = CrossAttention(dim, context_dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.norm3 = nn.LayerNorm(dim, eps=1e-5)
+        self.attn2 = CrossAttention(dim, context_dim, num_heads, of_itself=False)
+        self.norm1 = AddNorm(dim)
+        self.norm2 = AddNorm(dim)
+        self.norm3 = AddNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor, edit: Edit = NO_EDIT) -> Tensor:
-        x = x + self.attn1(self.norm1(x), edit=edit)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+    def forward(self, x: Tensor, context: Tensor | Text, edit: Edit = NO_EDIT) -> Tensor:
+        _, normed = self.norm1(x)
+        x, normed = self.norm2(x, self.attn1(normed, edit=edit))
+        x, normed = self.norm3(x, self.attn2(normed, context))
+        return x + self.ff(normed)
 
 
 class SpatialTransformer(nn.Module):
@@ -142,20 +130,20 @@ class SpatialTransformer(nn.Module):
         self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool, groups: int
     ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6, silu=False)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, context_dim, num_heads) for _ in range(depth)
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor, edit: Edit = NO_EDIT) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Text, edit: Edit = NO_EDIT) -> Tensor:
         """x: b c h w; context: b n d. Returns b c h w."""
         if edit.skip:
             return x
         few = x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None  # it hears of all images
         if few and x.shape[0] > 1 and x.device.type == "cpu":  # products with few rows: see each_alone
-            images = zip(x.split(1), context.split(1), strict=True)
+            images = zip(x.split(1), tensor_of(context).split(1), strict=True)
             return torch.cat([self(image, text, edit) for image, text in images])
         height = x.shape[2]
         # contiguous: a matrix product over strided tokens takes up to seven times as long (bf16, CPU)
@@ -176,19 +164,13 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """To `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x would be
-        one too many."""
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
-
-
 def run_block(
-    block: nn.Module, x: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int], edit: Edit = NO_EDIT
+    block: nn.Module,
+    x: Tensor,
+    emb: Tensor | Times,
+    context: Tensor | Text,
+    size: tuple[int, int],
+    edit: Edit = NO_EDIT,
 ) -> Tensor:
     """One entry of input_blocks, middle_block or output_blocks: each layer gets what it needs."""
     assert isinstance(block, nn.Sequential)
@@ -287,16 +269,16 @@ class UNet(UNetEncoder):
                 self.stages.append(len(levels) - 1 - level)
 
         self.out = nn.Sequential(
-            nn.GroupNorm(config.norm_groups, channels, eps=1e-5),
-            nn.SiLU(),
+            GroupNorm(config.norm_groups, channels, eps=1e-5, silu=True),
+            nn.Identity(),  # 1: SiLU, within 0
             Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
     def forward(
         self,
         x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
+        timesteps: Tensor | Times,
+        context: Tensor | Text,
         y: Tensor | None = None,
         *,
         edits: Mapping[str, Edit] | None = None,
@@ -304,9 +286,10 @@ class UNet(UNetEncoder):
         residuals: Residuals | None = None,
     ) -> Tensor:
         """edits: changes to single transformers, by the name of their block ("middle_block",
-        "input_blocks.4"). residuals: what control networks add."""
+        "input_blocks.4"). residuals: what control networks add. `Times`, with y in it, and `Text` stand for
+        what was computed before (`once.py`)."""
         edits = edits or {}
-        emb = self.embed(timesteps, y, x.dtype)
+        emb = timesteps if isinstance(timesteps, Times) else self.embed(timesteps, y, x.dtype)
         skips: list[Tensor] = []
         h = x
         for index, block in enumerate(self.input_blocks):

@@ -19,36 +19,38 @@ from torch import Tensor, nn
 from minisd.config import VAEConfig
 from minisd.kernels import attention
 from minisd.models.conv import Conv2d, PointwiseConv
+from minisd.models.fused import GroupNorm, Upsample
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def norm_silu(channels: int, groups: int) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6, silu=True)
 
 
 class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, groups)
+        self.norm1 = norm_silu(in_channels, groups)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = norm_silu(out_channels, groups)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = PointwiseConv(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
     """Single-head self-attention over all pixels; q, k, v and proj_out are stored as 1x1 convolutions."""
 
+    operation = "wide_attention"
     implementation: str = "sdpa"
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = GroupNorm(groups, channels, eps=1e-6, silu=False)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -80,15 +82,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and below only, as in training
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -135,14 +128,14 @@ class Encoder(nn.Module):
             for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
         )
         self.mid = Mid(widths[-1], config.norm_groups)
-        self.norm_out = group_norm(widths[-1], config.norm_groups)
+        self.norm_out = norm_silu(widths[-1], config.norm_groups)
         self.conv_out = Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(self.norm_out(self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -159,14 +152,14 @@ class Decoder(nn.Module):
             Level(a, b, config.num_res_blocks + 1, config.norm_groups, up=i > 0)
             for i, (a, b) in enumerate(zip(incoming, widths, strict=True))
         )
-        self.norm_out = group_norm(widths[0], config.norm_groups)
+        self.norm_out = norm_silu(widths[0], config.norm_groups)
         self.conv_out = Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
 
 
 @dataclass(frozen=True)
