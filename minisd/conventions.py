@@ -34,10 +34,21 @@ class Forks:
     rng: Literal["philox", "torch", "cuda"] = "philox"
     # SDXL: an empty negative prompt becomes all zeros (as in training), or is encoded as text
     empty_negative: Literal["zeros", "encode"] = "zeros"
-    # a prompt of more than 75 tokens is cut into contexts that the UNet sees side by side, or is cut off
-    long_prompt: Literal["chunks", "truncate"] = "chunks"
+    # a prompt of more than 75 tokens is cut into contexts that the UNet sees side by side: behind the last
+    # comma of each if there is one near its end, or after 75; or it is cut off
+    long_prompt: Literal["commas", "chunks", "truncate"] = "commas"
+    # all prompts of a request get as many contexts as the longest has, or each as many as its own text takes
+    chunk_padding: Literal["all", "own"] = "all"
     # the word AND joins prompts that are predicted apart, or is a word like others
     composition: Literal["and", "literal"] = "and"
+    # how a prompt is read: with the community's weights, editing and tags; the same with A1111's accidents
+    # ("12:30" is a weight, a bar outside [a|b] ends editing, a BREAK in brackets is none), as its versions
+    # before 1.6 counted steps; with Compel's weights; or as plain text
+    prompt_language: Literal["minisd", "a1111", "a1111_old", "compel", "literal"] = "minisd"
+    # how a word's weight acts: scaled, mean restored; scaled; as Compel; not. auto: as the language has it
+    emphasis: Literal["auto", "mean", "plain", "compel", "ignore"] = "auto"
+    # {a|b} and __list__ are drawn by seed, or are text
+    choices: Literal["expand", "literal"] = "expand"
     # which steps a strength makes: see start.py. share: the last round(strength * steps); a1111 one more;
     # a1111_exact, sdnext: `steps` of a longer schedule; diffusers: int(strength * steps); sgm by levels
     strength_rule: Literal["share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"] = "share"
@@ -59,7 +70,9 @@ CONVENTIONS: dict[str, Forks] = {
         initial_noise="sigma",
         spacing="linspace",
         discard="sampler",
-        empty_negative="encode",
+        chunk_padding="own",
+        prompt_language="a1111",
+        choices="literal",
         strength_rule="a1111",
         mask_cells="round",
         mask_edge="across",
@@ -72,6 +85,8 @@ CONVENTIONS: dict[str, Forks] = {
         rng="torch",
         long_prompt="truncate",
         composition="literal",
+        prompt_language="literal",
+        choices="literal",
         strength_rule="diffusers",
         vae_latent="sample",
         mask_cells="nearest",
@@ -83,6 +98,8 @@ CONVENTIONS: dict[str, Forks] = {
         rng="torch",
         long_prompt="truncate",
         composition="literal",
+        prompt_language="literal",
+        choices="literal",
         strength_rule="sgm",
         vae_latent="sample",
         mask_cells="nearest",

@@ -8,19 +8,21 @@ one image and one prompt at a time (`Batching`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.control_run import Control, Seen, residuals_of
-from minisd.guidance import Guidance, active, cfg, projected, rescaled, thresholded, weighted
+from minisd.guidance import Guidance, active, cfg, projected, rescaled, step_at, thresholded, weighted
+from minisd.kernels import fused
 from minisd.models.edits import Edit, FreeU
+from minisd.models.once import Once, Text, Times
 from minisd.models.unet import UNet
-from minisd.samplers.scaling import Prediction, c_in, denoised_from
+from minisd.samplers.scaling import Prediction, c_in, denoised_from, linear_in
 from minisd.samplers.schedule import SigmaTable
-from minisd.text.conditioning import Conditioning
+from minisd.text.conditioning import Conditioning, Timeline
 
 Edits = Mapping[str, Edit]
 
@@ -43,7 +45,10 @@ class Denoiser:
     (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
     weight, also: further prompts, each with its weight beside that of cond; they stand for one conditional
     prediction, the weighted sum of differences to the unconditional one. always_uncond: predict it even where
-    no rule needs it (CFG++). controls: networks that read a picture and add to what this one computes.
+    no rule needs it (CFG++). timeline: prompts that change with the steps, in place of those of the first
+    step (cond, weight, also, uncond); empty where nothing changes. controls: networks that read a
+    picture and add to what this one computes.
+    once: what is not computed again at every step. combined_by: implementation of guidance.
     """
 
     network: UNet
@@ -57,11 +62,14 @@ class Denoiser:
     sigmas: Sequence[float]
     weight: float = 1.0
     also: tuple[tuple[Conditioning, float], ...] = ()
+    timeline: Timeline = ()
     always_uncond: bool = False
     concat: Tensor | None = None
     freeu: FreeU | None = None
     controls: tuple[Control, ...] = ()
     check: Callable[[], None] | None = None
+    once: Once | None = None
+    combined_by: str = "torch"
 
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
         """A fresh `denoise(x, sigma) -> denoised` for one run over x [b c h w]."""
@@ -74,17 +82,28 @@ class Denoiser:
         averages: dict[int, Tensor | None] = {}
 
         def call(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+            now = self.at(sigma)
             if self.batching.images:
-                guided, uncond, averages[0] = self.predict(x, sigma, self.concat, averages.get(0))
+                guided, uncond, averages[0] = now.predict(x, sigma, self.concat, averages.get(0))
                 return guided, uncond
             rows = []
             for i in range(len(x)):
                 extra = None if self.concat is None else self.concat[i : i + 1]
-                guided, uncond, averages[i] = self.predict(x[i : i + 1], sigma, extra, averages.get(i))
+                guided, uncond, averages[i] = now.predict(x[i : i + 1], sigma, extra, averages.get(i))
                 rows.append((guided, uncond))
             return torch.cat([g for g, _ in rows]), torch.cat([u for _, u in rows])
 
         return call
+
+    def at(self, sigma: float) -> Denoiser:
+        """This one with the prompts that hold at a level. A function of the level alone, so that any step can
+        be taken again: the second evaluation of a step (heun) lies in the next one."""
+        if not self.timeline:
+            return self
+        step = step_at(sigma, self.sigmas) + 1
+        prompts = next((p for end, p in self.timeline if step <= end), self.timeline[-1][1])
+        (cond, weight), *also = prompts.conds
+        return replace(self, cond=cond, weight=weight, also=tuple(also), uncond=prompts.uncond, timeline=())
 
     def predict(
         self, x: Tensor, sigma: float, extra: Tensor | None, average: Tensor | None
@@ -100,7 +119,8 @@ class Denoiser:
                 "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
             }
         if self.always_uncond or self.also or (acts and rule.needs_uncond):
-            if self.batching.prompts and not seen:
+            same = self.cond.context.shape == self.uncond.context.shape
+            if self.batching.prompts and same and not seen:
                 out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
             else:
                 out_c = self.call(x, sigma, extra, [self.cond])
@@ -118,6 +138,10 @@ class Denoiser:
             guided, average = projected(cond, uncond, rule, average)
             if rule.rescale > 0:  # APG works on pictures: theirs is the deviation that is brought back
                 guided = rescaled(guided, cond, rule.rescale)
+        elif self.combined_by != "torch" and rule.rescale == 0:
+            keep, add = linear_in(sigma, self.prediction)
+            numbers = rule.scale, keep, add, 1.0
+            guided, _ = fused.guidance(out_c, out_u, x, *numbers, implementation=self.combined_by)
         else:
             output = cfg(out_c, out_u, rule.scale)
             if rule.rescale > 0:
@@ -170,16 +194,21 @@ class Denoiser:
         """The network's output for the images x under each of `parts`, b k c h w flattened to (k b) c h w."""
         if self.check is not None:
             self.check()
-        timesteps = torch.tensor([self.table.told(sigma)], dtype=torch.float32, device=x.device)
+        told = self.table.told(sigma)
+        timesteps: Tensor | Times = torch.tensor([told], dtype=torch.float32, device=x.device)
         scaled = (x * c_in(sigma, self.prediction)).to(self.dtype)
         seen = Seen(scaled, timesteps, parts)
         residuals = residuals_of(self.controls, seen, self.uncond, sigma, self.sigmas)
         if extra is not None:
             scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
         b, k = scaled.shape[0], len(parts)
-        context = torch.cat([p.context.expand(b, -1, -1) for p in parts])
-        ys = [p.y.expand(b, -1) for p in parts if p.y is not None]
-        y = torch.cat(ys) if ys else None
+        contexts, ys = [p.context for p in parts], [p.y for p in parts if p.y is not None]
+        context: Tensor | Text = torch.cat([c.expand(b, -1, -1) for c in contexts])
+        y = torch.cat([one.expand(b, -1) for one in ys]) if ys else None
+        if self.once is not None and self.once.texts:
+            context = self.once.text(contexts, b)
+        if self.once is not None and self.once.times:
+            timesteps = self.once.time(self.network.embed, told, ys, b, self.dtype, x.device)
         scaled = scaled.repeat(k, 1, 1, 1)
         return self.network(
             scaled, timesteps, context, y, edits=edits, freeu=self.freeu, residuals=residuals

@@ -128,5 +128,10 @@ def active(sigma: float, sigmas: Sequence[float], start: float, end: float) -> b
     if start <= 0.0 and end >= 1.0:
         return True
     steps = len(sigmas) - 1
-    step = max((i for i in range(steps) if sigmas[i] >= sigma), default=0)
-    return start * steps <= step < end * steps
+    return start * steps <= step_at(sigma, sigmas) < end * steps
+
+
+def step_at(sigma: float, sigmas: Sequence[float]) -> int:
+    """The step, counted from 0, in which a run over `sigmas` (n + 1 levels, falling) asks about this level:
+    the last one that begins there or above."""
+    return max((i for i in range(len(sigmas) - 1) if sigmas[i] >= sigma), default=0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -12,11 +13,14 @@ from torch import nn
 
 from minisd.config import ModelConfig
 from minisd.errors import CheckpointError
-from minisd.models.clip import SelfAttention, TextEncoder
+from minisd.models.clip import TextEncoder
+from minisd.models.fused import use
+from minisd.models.graph import Graphs
 from minisd.models.taesd import TAESD
-from minisd.models.unet import CrossAttention, UNet
-from minisd.models.vae import AttnBlock, AutoencoderKL
+from minisd.models.unet import UNet, compile_regions
+from minisd.models.vae import AutoencoderKL
 from minisd.placement import Plan, make_plan
+from minisd.text.embeddings import Embedding
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -31,6 +35,7 @@ class Model:
     vae: AutoencoderKL
     plan: Plan
     tiny_vae: TAESD | None = None
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # learned words, by name
 
     @property
     def unet_device(self) -> torch.device:
@@ -51,9 +56,12 @@ def fill(network: nn.Module, checkpoint: Checkpoint, plan: Plan, part: str, ema:
     network.to(where.device)
     if part in plan.channels_last.value:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
-    for module in network.modules():
-        if isinstance(module, CrossAttention | AttnBlock | SelfAttention):
-            module.implementation = plan.attention.value
+    kernels = plan.kernels.value
+    use(network, kernels)
+    if isinstance(network, UNet):
+        network.graphs = Graphs() if kernels.graph else None
+        if kernels.compiled:
+            compile_regions(network)
 
 
 def load_model(
@@ -68,6 +76,7 @@ def load_model(
     dtype: str = "auto",
     vae_dtype: str = "auto",
     attention: str = "auto",
+    kernels: str = "auto",
     vae_tile: int | None = None,
 ) -> Model:
     """Open, plan, build. Parts named by a path replace those of the checkpoint, or supply what it lacks.
@@ -93,6 +102,7 @@ def load_model(
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            kernels=kernels,
             vae_tile=vae_tile,
         )
         with torch.device("meta"):

@@ -23,13 +23,15 @@ from minisd.guidance import Guidance
 from minisd.images import to_image
 from minisd.model import Model
 from minisd.models.edits import FreeU
+from minisd.models.once import Once
 from minisd.models.tiling import tiled
 from minisd.request import Request
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
 from minisd.samplers.step import Step
 from minisd.sampling import run_sigmas, sample, schedule_of, sigma_table
-from minisd.text.conditioning import Prompts, encode_composed
+from minisd.text.account import Account
+from minisd.text.conditioning import Encoded, encode_request
 from minisd.trail import Trail
 
 
@@ -67,6 +69,7 @@ class Drawing:
     schedule: str
     sigmas: tuple[float, ...]
     tokens: tuple[int, int]  # of the prompt: counted, and of them read
+    accounts: tuple[Account, ...]  # what became of the prompts
     seconds: dict[str, float]  # per stage
     trail: Trail  # digests of what was passed through
 
@@ -98,12 +101,13 @@ def denoiser_of(
     request: Request,
     table: SigmaTable,
     sigmas: Tensor,
-    prompts: Prompts,
+    encoded: Encoded,
     extra: Tensor | None,
     check: Callable[[], None],
     controls: tuple[Control, ...] = (),
 ) -> Denoiser:
     """The network with this request's prompts and rules."""
+    prompts = encoded.timeline[0][1]
     return Denoiser(
         network=model.unet,
         table=table,
@@ -112,9 +116,12 @@ def denoiser_of(
         weight=prompts.conds[0][1],
         also=prompts.conds[1:],
         uncond=prompts.uncond,
+        timeline=encoded.timeline if len(encoded.timeline) > 1 else (),
         always_uncond=find_sampler(request.sampler).both,
         guidance=guidance_of(request),
         batching=model.plan.batching.value,
+        once=once_of(model, table, sigmas),
+        combined_by=model.plan.kernels.value.guidance,
         dtype=model.unet_dtype,
         sigmas=tuple(float(s) for s in sigmas),
         concat=extra,
@@ -122,6 +129,15 @@ def denoiser_of(
         controls=controls,
         check=check,
     )
+
+
+def once_of(model: Model, table: SigmaTable, sigmas: Tensor) -> Once | None:
+    """What this run is to compute only once, if the plan says so."""
+    kernels = model.plan.kernels.value
+    if not kernels.text_once and not kernels.times_once:
+        return None
+    told = [table.told(float(s)) for s in sigmas if s > 0]
+    return Once(told, texts=kernels.text_once, times=kernels.times_once)
 
 
 def guidance_of(request: Request) -> Guidance:
@@ -173,18 +189,18 @@ def draw(
 
     with torch.inference_mode():
         check()
-        prompts = encode_composed(model, request)
-        trail.text(prompts)
-        lap("encode")
-
         table = sigma_table(model.config, request)
         schedule = schedule_of(request)
         sigmas = run_sigmas(table, request, schedule, model.config.family)
+        encoded = encode_request(model, request, len(sigmas) - 1)
+        trail.text(encoded.timeline)
+        lap("encode")
+
         shape = latent_shape(model.config, request)
         extra = extra_channels(model, request, shape)
         size = (shape[2] * model.config.vae.factor, shape[1] * model.config.vae.factor)
         controls = controls_of(request.controls, networks or {}, model.config.unet, size, shape[1:])
-        denoiser = denoiser_of(model, request, table, sigmas, prompts, extra, check, controls)
+        denoiser = denoiser_of(model, request, table, sigmas, encoded, extra, check, controls)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
         latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step, trail)
         trail.end(latents)
@@ -201,7 +217,8 @@ def draw(
         request=request,
         schedule=schedule,
         sigmas=tuple(float(s) for s in sigmas),
-        tokens=(sum(c.tokens for c, _ in prompts.conds), sum(c.used for c, _ in prompts.conds)),
+        tokens=encoded.tokens,
+        accounts=encoded.accounts,
         seconds=seconds,
         trail=trail,
     )

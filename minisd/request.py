@@ -24,6 +24,7 @@ MAX_SIDE = 8192
 MAX_PIXELS = 4096 * 4096
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_STEPS = 1000
+MAX_STYLES = 100
 MAX_COUNT = 1000
 SEEDS = 2**64
 
@@ -35,12 +36,20 @@ class Request:
     width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1; image i of `count` is the picture of seed + i
     alone. cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1 is off.
     cfg_rescale: share of the rescaling of Lin et al. 2023 (arXiv:2305.08891, section 3.4). eta: noise of
-    stochastic samplers. clip_skip: hidden layer counted from the last, 1 is the last. original_size, crop,
-    target_size (height, width), aesthetic: SDXL's conditioning.
+    stochastic samplers. prompt_2, negative_prompt_2: what SDXL's second text encoder reads (None: the same).
+    prompt_to, prompt_blend, prompt_path: a second prompt, how far towards it, and along an arc or a line.
+    styles: names of rows in the engine's table of styles. clip_skip: hidden layer counted from the last, 1
+    is the last. original_size, crop, target_size (height, width), aesthetic: SDXL's conditioning.
     """
 
     prompt: str = ""
     negative_prompt: str = ""
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    prompt_to: str | None = None
+    prompt_blend: float = 0.5
+    prompt_path: Literal["slerp", "lerp"] = "slerp"
+    styles: tuple[str, ...] = ()
     image: Picture | None = None
     mask: Picture | None = None
     strength: float | None = None
@@ -105,8 +114,12 @@ class Request:
     discard: Literal["never", "always", "sampler"] | None = None
     rng: Literal["philox", "torch", "cuda"] | None = None
     empty_negative: Literal["zeros", "encode"] | None = None
-    long_prompt: Literal["chunks", "truncate"] | None = None
+    long_prompt: Literal["commas", "chunks", "truncate"] | None = None
+    chunk_padding: Literal["all", "own"] | None = None
     composition: Literal["and", "literal"] | None = None
+    prompt_language: Literal["minisd", "a1111", "a1111_old", "compel", "literal"] | None = None
+    emphasis: Literal["auto", "mean", "plain", "compel", "ignore"] | None = None
+    choices: Literal["expand", "literal"] | None = None
     strength_rule: Literal["share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"] | None = None
     vae_latent: Literal["mean", "sample"] | None = None
     mask_cells: Literal["cover", "nearest", "round"] | None = None
@@ -116,6 +129,10 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             text(self, name)
+        for name in ("prompt_2", "negative_prompt_2", "prompt_to"):
+            text(self, name, optional=True)
+        words(self, "styles")
+        number(self, "prompt_blend", 0.0, 1.0)
         for name in PICTURES:
             picture(self, name)
         number(self, "strength", 0.0, 1.0, optional=True)
@@ -240,6 +257,13 @@ class Request:
                 raise RequestError(
                     f"clip_skip {self.clip_skip} is outside 1..{layers} of this model", field="clip_skip"
                 )
+        parts = [use.part for use in config.text]
+        for name in ("prompt_2", "negative_prompt_2"):
+            if getattr(self, name) is not None and "text_encoder_2" not in parts:
+                raise RequestError(
+                    f"{name} is for a second text encoder, which this model does not have; leave it out",
+                    field=name,
+                )
         variation = self.variation_seed
         if variation is None and self.variation_strength > 0:
             variation = seed
@@ -293,6 +317,8 @@ class Request:
 
 DEFAULT_STRENGTH = 0.75
 NEEDS: dict[str, tuple[str, ...]] = {  # field: those of which one must be given with it
+    "prompt_blend": ("prompt_to",),
+    "prompt_path": ("prompt_to",),
     "mask": ("image",),
     "strength": ("image",),
     "resize": ("image",),
@@ -305,6 +331,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # field: those of which one must be given
     "mask_soft": ("mask",),
 }
 CHOICES: dict[str, tuple[object, ...]] = {
+    "prompt_path": ("slerp", "lerp"),
     "resize": (None, "pad", "stretch", "crop", "fill"),
     "mask_fill": ("original", "fill", "noise", "nothing"),
     "mask_area": ("whole", "masked"),
@@ -320,8 +347,12 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "discard": ("never", "always", "sampler"),
     "rng": ("philox", "torch", "cuda"),
     "empty_negative": ("zeros", "encode"),
-    "long_prompt": ("chunks", "truncate"),
+    "long_prompt": ("commas", "chunks", "truncate"),
+    "chunk_padding": ("all", "own"),
     "composition": ("and", "literal"),
+    "prompt_language": ("minisd", "a1111", "a1111_old", "compel", "literal"),
+    "emphasis": ("auto", "mean", "plain", "compel", "ignore"),
+    "choices": ("expand", "literal"),
     "strength_rule": ("share", "a1111", "a1111_exact", "diffusers", "sdnext", "sgm"),
     "vae_latent": ("mean", "sample"),
     "mask_cells": ("cover", "nearest", "round"),
@@ -356,14 +387,26 @@ def picture(request: Request, name: str) -> None:
         raise RequestError(f"{name}: {error}", field=name) from error
 
 
-def text(request: Request, name: str) -> None:
+def text(request: Request, name: str, *, optional: bool = False) -> None:
     value = getattr(request, name)
+    if value is None and optional:
+        return
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text, got {type(value).__name__}", field=name)
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise RequestError(
             f"{name} has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read. Shorten it",
             field=name,
+        )
+
+
+def words(request: Request, name: str) -> None:
+    """A tuple of names."""
+    value = getattr(request, name)
+    ok = isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
+    if not ok or len(value) > MAX_STYLES:
+        raise RequestError(
+            f"{name} must be at most {MAX_STYLES} names, got {quoted(repr(value))}", field=name
         )
 
 

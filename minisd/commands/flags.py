@@ -12,6 +12,12 @@ from minisd.request import Request
 
 FIELD_HELP: dict[str, str] = {
     "negative_prompt": "what the picture should not show",
+    "prompt_2": "SDXL: another prompt for the second text encoder (default: the same)",
+    "negative_prompt_2": "SDXL: another negative prompt for the second text encoder (default: the same)",
+    "prompt_to": "a second prompt: the picture lies between the two",
+    "prompt_blend": "0..1: how far towards the second prompt",
+    "prompt_path": "from prompt to prompt along an arc or a line",
+    "styles": "names from the table of styles (--styles-file)",
     "image": "a picture to start from",
     "mask": "white where that picture is to be drawn anew, black where it is to stay",
     "strength": "0..1: how far the picture to start from is turned to noise (default: 0.75)",
@@ -82,7 +88,11 @@ FIELD_HELP: dict[str, str] = {
     "mask_cells": "which latents a mask covers",
     "mask_edge": "the blur of a mask stays inside, or goes across its edge",
     "paste": "lay the given picture over the drawn one where the mask is black",
-    "long_prompt": "beyond 75 tokens: further chunks, or cut off",
+    "long_prompt": "beyond 75 tokens: further chunks cut at commas, or after 75, or nothing",
+    "chunk_padding": "all prompts take as many chunks as the longest, or each its own number",
+    "prompt_language": "the community's with or without A1111's accidents, Compel's weights, or plain text",
+    "emphasis": "how the weights of words act (default: as the language has it)",
+    "choices": "{a|b} and __list__ are drawn by seed, or are text",
 }
 
 
@@ -109,6 +119,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options |= {"action": "append", "metavar": "UNIT"}
         elif tuple[int, ...] in kinds:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
+        elif hints[field.name] == tuple[str, ...]:
+            options |= {"nargs": "+", "metavar": "NAME"}
         elif tuple[float, ...] in kinds:
             options |= {"type": float, "nargs": "+", "metavar": "N"}
         elif typing.get_origin(kinds[0]) is typing.Literal:
@@ -144,6 +156,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--vae-dtype", default="auto", metavar="DTYPE", help="the same for the VAE alone")
     group.add_argument("--attention", default="auto", metavar="NAME", help="sdpa, sliced, reference")
+    group.add_argument(
+        "--kernels",
+        default="auto",
+        metavar="NAMES",
+        help="for each operation; `minisd kernels list` has them",
+    )
     group.add_argument(
         "--vae-tile", type=int, metavar="PIXELS", help="decode in tiles of this size, to save memory"
     )

@@ -30,14 +30,18 @@ CHUNK = 75  # tokens of a prompt that one context of 77 holds between BOS and EO
 WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
-def byte_symbols() -> list[str]:
-    """The printable stand-in of each byte: itself where printable in Latin-1, else U+0100 and up, in CLIP's
-    order."""
+def byte_values() -> list[int]:
+    """All bytes in CLIP's order: those printable in Latin-1 first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = {b: chr(b) for b in printable}
-    others = (b for b in range(256) if b not in symbols)
-    symbols |= {b: chr(256 + i) for i, b in enumerate(others)}
-    return list(symbols.values())  # printable ones first: this order gives the ids, '!' = 0
+    return printable + [b for b in range(256) if b not in printable]
+
+
+def byte_symbols() -> list[str]:
+    """The printable stand-in of each byte: itself where printable in Latin-1, else U+0100 and up. This order
+    gives the ids, '!' = 0."""
+    values = byte_values()
+    printable = sum(b in range(33, 127) or b > 160 and b != 173 for b in values)
+    return [chr(b) if i < printable else chr(256 + i - printable) for i, b in enumerate(values)]
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -84,6 +88,24 @@ def encode(text: str) -> list[int]:
     """Ids of `text`, without BOS and EOS. Lone surrogates become `?`; any text is accepted."""
     clean = text.encode("utf-8", "replace").decode("utf-8")
     return clip_tokenizer().encode(clean, add_special_tokens=False).ids
+
+
+@cache
+def id_bytes() -> tuple[bytes, ...]:
+    """The bytes that each id stands for; one that ends a word has a blank behind it."""
+    values = {symbol: value for value, symbol in zip(byte_values(), byte_symbols(), strict=True)}
+    names, _ = vocabulary()
+    return tuple(
+        name.encode() + b" "
+        if name.startswith("<|") and name.endswith("|>")
+        else bytes(values[c] for c in name.removesuffix("</w>")) + b" " * name.endswith("</w>")
+        for name in names
+    )
+
+
+def decode(ids: list[int]) -> str:
+    """The text of ids, in lower case, one blank between words; bytes that are no character as U+FFFD."""
+    return b"".join(id_bytes()[i] for i in ids).decode("utf-8", "replace").strip()
 
 
 def chunk(ids: list[int], pad_id: int, *, chunks: int = 1) -> list[list[int]]:

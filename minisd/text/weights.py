@@ -12,9 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from minisd.errors import RequestError, quoted
 
+Emphasis = Literal["mean", "plain", "compel", "ignore"]  # how weights act: `emphasis.py`
 ROUND, SQUARE = 1.1, 1 / 1.1
 MAX_NESTING = 64  # brackets of a kind about a word that count; further ones are read and change nothing
 MAX_WEIGHT = 1000.0

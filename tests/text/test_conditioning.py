@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from minisd.errors import RequestError
 from minisd.models.clip import TextEncoder
 from minisd.request import Request
 from minisd.text.conditioning import encode_prompts, size_embedding
+from minisd.text.embeddings import Embedding
 from minisd.text.tokenizer import chunk, encode
 from tests.oracles import diffusers_unet, transformers_text
 from tests.tiny import TINY, network_weights, text_encoder, unet
@@ -27,6 +29,7 @@ PROMPT = "a red apple on a table"
 class Encoders:
     config: ModelConfig
     text_encoders: tuple[TextEncoder, ...]
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
 
 
 @cache
