@@ -155,6 +155,7 @@ def load(
     dtype: str = "auto",
     vae_dtype: str = "auto",
     attention: str = "auto",
+    kernels: str = "auto",
     vae_tile: int | None = None,
     controls: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Engine:
@@ -163,8 +164,9 @@ def load(
     vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what
     it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's
     authors do). controls: {name: file} of control networks that a Request may name; they are loaded when one
-    does. device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. Raises
-    CheckpointError, PlanError.
+    does. device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. kernels: names for
+    operations, and restructurings ("triton", "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
+    Raises CheckpointError, PlanError.
     """
     return Engine(
         load_model(
@@ -178,6 +180,7 @@ def load(
             dtype=dtype,
             vae_dtype=vae_dtype,
             attention=attention,
+            kernels=kernels,
             vae_tile=vae_tile,
         ),
         controls,

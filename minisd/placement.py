@@ -16,7 +16,7 @@ import torch
 
 from minisd.denoiser import Batching
 from minisd.errors import PlanError
-from minisd.kernels import why_not
+from minisd.kernels import Kernels, why_not
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ class Plan:
     device: Choice[str]
     parts: tuple[PartPlan, ...]
     attention: Choice[str]
+    kernels: Choice[Kernels]
     batching: Choice[Batching]
     channels_last: Choice[tuple[str, ...]]  # parts
     vae_tile: Choice[int | None]  # pixels
@@ -72,6 +73,7 @@ class Plan:
         rows += [
             f"device          {self.device.value}: {self.device.reason}",
             f"attention       {self.attention.value}: {self.attention.reason}",
+            f"kernels         {self.kernels.value}: {self.kernels.reason}",
             f"batched         {' and '.join(batching) or 'nothing'}: {self.batching.reason}",
             f"channels last   {', '.join(self.channels_last.value) or 'no'}: {self.channels_last.reason}",
             f"VAE tiles       {self.vae_tile.value or 'none'}: {self.vae_tile.reason}",
@@ -86,6 +88,7 @@ def make_plan(
     dtype: str = "auto",
     vae_dtype: str = "auto",
     attention: str = "auto",
+    kernels: str = "auto",
     vae_tile: int | None = None,
 ) -> Plan:
     """The plan for a model whose parts have these numbers of weights. Raises PlanError for what cannot be
@@ -101,6 +104,7 @@ def make_plan(
         if reason is not None:
             raise PlanError(reason)
         kernel = Choice(attention, "asked for by name")
+    chosen_kernels = choose_kernels(kernels, attention, place.value)
     if vae_tile is not None and (vae_tile < 64 or vae_tile % 8):
         raise PlanError(f"vae_tile {vae_tile} must be a multiple of 8 and at least 64 pixels")
     parts = []
@@ -111,6 +115,7 @@ def make_plan(
         device=place,
         parts=tuple(parts),
         attention=kernel,
+        kernels=chosen_kernels,
         batching=Choice(
             Batching(images=False, prompts=False), "CPU: no faster together, and bits stay per image"
         )
@@ -121,6 +126,21 @@ def make_plan(
         else Choice(("unet", "vae", "taesd"), "convolutions read the channels of a pixel together"),
         vae_tile=Choice(vae_tile, "asked for by name" if vae_tile else "decoded whole"),
     )
+
+
+def choose_kernels(names: str, attention: str, device: str) -> Choice[Kernels]:
+    """What every operation runs: `Kernels.parse(names)`, and `attention` for every attention."""
+    try:
+        chosen = Kernels.parse(names)
+        if attention != "auto":
+            chosen = chosen.with_attention(attention)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    reason = chosen.why_not(torch.device(device).type)
+    if reason is not None:
+        raise PlanError(reason)
+    asked = names != "auto" or attention != "auto"
+    return Choice(chosen, "asked for by name" if asked else "nothing else has been timed on this machine")
 
 
 def choose_device(name: str) -> Choice[str]:

@@ -55,6 +55,7 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
         dtype=args.dtype,
         vae_dtype=args.vae_dtype,
         attention=args.attention,
+        kernels=args.kernels,
         vae_tile=args.vae_tile,
     ) as engine:
         bar.begun = time.perf_counter()

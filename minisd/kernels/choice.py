@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from minisd.kernels.attention import ATTENTIONS
+from minisd.kernels.conditions import triton_missing
 from minisd.kernels.registry import OPERATIONS
 from minisd.kernels.table import REGISTRY
+
+SWITCHES = ("fused_qkv", "text_once", "times_once", "graph", "compiled")
 
 
 @dataclass(frozen=True)
 class Kernels:
     """A name for each operation, and the exact restructurings that need no kernel.
 
-    fused_qkv: one product for query, key and value (and one for a text's key and value). The defaults are
-    what networks compute unless something else is asked for.
+    fused_qkv: one product for query, key and value (and one for a text's key and value). text_once: keys and
+    values of the text once in a run. times_once: embeddings of all timesteps once, together. graph: the
+    UNet's kernels recorded and replayed (CUDA). compiled: torch.compile for each transformer and residual
+    block. The defaults are what networks compute unless something else is asked for.
     """
 
     self_attention: str = "sdpa"
@@ -28,10 +33,31 @@ class Kernels:
     upsample_conv: str = "nearest"
     quantised_linear: str = "torch"
     fused_qkv: bool = False
+    text_once: bool = False
+    times_once: bool = False
+    graph: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for op in OPERATIONS:
             REGISTRY.find(op, getattr(self, op))
+        if self.graph and (self.text_once or self.times_once):
+            raise ValueError(
+                "a graph is recorded with all of a call in it; leave text_once and times_once out"
+            )
+
+    def why_not(self, device: str) -> str | None:
+        """The reason why these cannot be had on this kind of device, or None."""
+        if self.graph and device != "cuda":
+            return f"graph records CUDA's kernels, and this is {device}; leave it out"
+        if self.compiled and device != "cuda":
+            return f"compiled costs minutes and gains 5 % on {device}; it is for CUDA"
+        for op in OPERATIONS:
+            one = REGISTRY.find(op, getattr(self, op))
+            reason = None if not one.name.startswith("triton") else triton_missing(device)
+            if reason is not None:
+                return f"{op}={one.name}: {reason}"
+        return None
 
     @classmethod
     def parse(cls, text: str) -> Kernels:
@@ -48,8 +74,8 @@ class Kernels:
                     raise ValueError(f"there is no operation {op!r}; known are {', '.join(OPERATIONS)}")
                 REGISTRY.find(op, name)
                 chosen = replace(chosen, **{op: name})
-            elif op == "fused_qkv":
-                chosen = replace(chosen, fused_qkv=True)
+            elif op in SWITCHES:
+                chosen = replace(chosen, **{op: True})
             elif op != "auto":
                 having = [one for one in OPERATIONS if op in REGISTRY.names(one)]
                 if not having:
@@ -68,5 +94,5 @@ class Kernels:
         """What differs from the defaults."""
         plain = Kernels()
         differing = [f for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
-        shown = [f.name if f.name == "fused_qkv" else f"{f.name}={getattr(self, f.name)}" for f in differing]
+        shown = [f.name if f.name in SWITCHES else f"{f.name}={getattr(self, f.name)}" for f in differing]
         return ",".join(shown) or "torch's own"

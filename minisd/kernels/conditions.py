@@ -18,16 +18,38 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def triton_runs(site: Site) -> str | None:
+def triton_missing(device: str) -> str | None:
+    """Why Triton runs nowhere on this kind of device, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if device != "cuda" and not interpreted():
+        return f"Triton compiles for GPUs, not for {device} (TRITON_INTERPRET=1 runs it slowly anywhere)"
+    return None
+
+
+def triton_runs(site: Site) -> str | None:
+    reason = triton_missing(site.device)
+    if reason is not None:
+        return reason
     if interpreted():
-        return None
-    if site.device != "cuda":
-        return f"Triton compiles for GPUs, not for {site.device} (TRITON_INTERPRET=1 runs it slowly anywhere)"
+        return interpreter_takes(site)
     if row_of(site.arch) is None:
         return f"there are tile sizes for {', '.join(ARCHITECTURES)}, not for {site.arch}"
     return None
+
+
+def interpreter_takes(site: Site) -> str | None:
+    """Triton's interpreter multiplies bfloat16 as if its bits were integers, without a word."""
+    if site.dtype != torch.bfloat16 or widens():
+        return None
+    return "Triton's interpreter multiplies bfloat16 wrongly; take float32, or `minisd kernels check`"
+
+
+def widens() -> bool:
+    """Whether the interpreter has been told to widen bfloat16 (`interpreter.widened`)."""
+    from minisd.kernels.interpreter import is_widened
+
+    return is_widened()
 
 
 def on(*devices: str) -> Condition:

@@ -90,6 +90,8 @@ class Text:
         self._made: dict[Projections, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, layer: Projections) -> tuple[Tensor, Tensor]:
+        if type(layer.to_k) is not nn.Linear or type(layer.to_v) is not nn.Linear:
+            return layer.of_text(self.context)
         if layer not in self._made:
             self._made[layer] = layer.of_text(self.context)
         return self._made[layer]
@@ -108,6 +110,8 @@ class Times:
 
     def of(self, layer: nn.Module) -> Tensor:
         """layer(embedding): r c."""
+        if any(type(part) not in (nn.SiLU, nn.Linear) for part in layer.children()):
+            return each_alone(layer, self._all[self._at])
         if layer not in self._made:
             self._made[layer] = each_alone(layer, self._all)
         return self._made[layer][self._at]
@@ -117,15 +121,18 @@ Embed = Callable[[Tensor, Tensor | None, torch.dtype], Tensor]  # timesteps [b],
 
 
 class Once:
-    """What one run has computed already. timesteps: those it is going to visit; others are made one by one.
+    """What one run has computed already: of its texts, of its times. timesteps: those it is going to visit;
+    others are made one by one.
 
-    The state of one run over one network whose weights do not change under way.
+    The state of one run. A layer that is no plain product any more (adapters beside it, which may come and
+    go with the steps) is computed every time.
     """
 
-    def __init__(self, timesteps: Sequence[float]) -> None:
+    def __init__(self, timesteps: Sequence[float], *, texts: bool = True, times: bool = True) -> None:
+        self.texts, self.times = texts, times
         self._timesteps = list(dict.fromkeys(timesteps))
         self._texts: dict[tuple[int, ...], tuple[Sequence[Tensor], Text]] = {}
-        self._times: dict[tuple[int, ...], tuple[Sequence[Tensor], dict[float, Times]]] = {}
+        self._made: dict[tuple[int, ...], tuple[Sequence[Tensor], dict[float, Times]]] = {}
 
     def text(self, contexts: Sequence[Tensor], images: int) -> Text:
         """Those contexts [1 or images, m, d] below each other, each for all images."""
@@ -135,7 +142,7 @@ class Once:
             self._texts[key] = contexts, Text(whole)
         return self._texts[key][1]
 
-    def times(
+    def time(
         self,
         embed: Embed,
         timestep: float,
@@ -146,12 +153,12 @@ class Once:
     ) -> Times:
         """Of this timestep with the vectors ys [1 or images, y_dim], in the order of `text`."""
         key = (images, *(id(y) for y in ys))
-        if key not in self._times:
-            self._times[key] = ys, {}
+        if key not in self._made:
+            self._made[key] = ys, {}
             self._embed(key, self._timesteps, embed, images, dtype, device)
-        if timestep not in self._times[key][1]:
+        if timestep not in self._made[key][1]:
             self._embed(key, [timestep], embed, images, dtype, device)
-        return self._times[key][1][timestep]
+        return self._made[key][1][timestep]
 
     def _embed(
         self,
@@ -162,7 +169,7 @@ class Once:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        ys, made = self._times[key]
+        ys, made = self._made[key]
         y = torch.cat([y.expand(images, -1) for y in ys]) if ys else None
         rows = 1 if y is None else len(y)
         told = torch.tensor(timesteps, dtype=torch.float32, device=device).repeat_interleave(rows)

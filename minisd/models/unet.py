@@ -25,8 +25,10 @@ from minisd.kernels import attention
 from minisd.models.conv import Conv2d, PointwiseConv, each_alone, per_token
 from minisd.models.edits import NO_EDIT, Edit, FreeU, Residuals
 from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
+from minisd.models.graph import Graphs
 from minisd.models.once import Projections, Text, Times, tensor_of
 
+NO_EDITS: Mapping[str, Edit] = {}
 FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
 
 
@@ -164,6 +166,14 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
+def compile_regions(network: nn.Module, backend: str = "inductor") -> None:
+    """torch.compile for each transformer block and residual block: a few kinds of them, so that compiling
+    takes a tenth of the whole network's time. In place; shapes that come later compile anew."""
+    for module in network.modules():
+        if isinstance(module, BasicTransformerBlock | ResBlock):
+            module.compile(backend=backend, dynamic=False)
+
+
 def run_block(
     block: nn.Module,
     x: Tensor,
@@ -274,6 +284,8 @@ class UNet(UNetEncoder):
             Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
+    graphs: Graphs | None = None  # recordings to replay, where kernels.graph asked for them
+
     def forward(
         self,
         x: Tensor,
@@ -289,6 +301,22 @@ class UNet(UNetEncoder):
         "input_blocks.4"). residuals: what control networks add. `Times`, with y in it, and `Text` stand for
         what was computed before (`once.py`)."""
         edits = edits or {}
+        plain = not edits and freeu is None and residuals is None  # what is recorded changes nothing
+        if self.graphs is not None and plain and not isinstance(timesteps, Times):
+            return self.graphs.run(self.compute, x, timesteps, tensor_of(context), y)
+        return self.compute(x, timesteps, context, y, edits, freeu, residuals)
+
+    def compute(
+        self,
+        x: Tensor,
+        timesteps: Tensor | Times,
+        context: Tensor | Text,
+        y: Tensor | None = None,
+        edits: Mapping[str, Edit] = NO_EDITS,
+        freeu: FreeU | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
+        """forward, without recordings."""
         emb = timesteps if isinstance(timesteps, Times) else self.embed(timesteps, y, x.dtype)
         skips: list[Tensor] = []
         h = x

@@ -25,6 +25,18 @@ def c_in(sigma: float, prediction: Prediction = "eps") -> float:
     return (data**2 + sigma**2) ** -0.5
 
 
+def linear_in(sigma: float, prediction: Prediction) -> tuple[float, float]:
+    """(keep, add) with denoised = keep x + add output: `denoised_from` as two numbers."""
+    if prediction == "eps":
+        return 1.0, -sigma
+    if prediction in ("v", "edm_v"):
+        return 1 / (sigma**2 + 1), -sigma / (sigma**2 + 1) ** 0.5
+    if prediction == "x0":
+        return 0.0, 1.0
+    total = sigma**2 + EDM_DATA**2
+    return EDM_DATA**2 / total, sigma * EDM_DATA / total**0.5
+
+
 def denoised_from(output: Tensor, x: Tensor, sigma: float, prediction: Prediction) -> Tensor:
     """The denoised picture z, same shape as x [b c h w], from the network's output at noise level sigma."""
     if prediction == "eps":
