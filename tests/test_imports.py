@@ -25,6 +25,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.control",
     "minisd.conventions",
     "minisd.conversion",
+    "minisd.demo",
     "minisd.engine",
     "minisd.errors",
     "minisd.picture",
