@@ -1,4 +1,4 @@
-"""Oracle: published key lists of control networks: each loads strictly, and what is missing or more is named."""
+"""Oracle: published key lists of control networks: each loads strictly; what is missing or more is named."""
 
 from __future__ import annotations
 
