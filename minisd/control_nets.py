@@ -16,8 +16,8 @@ from minisd.control_run import Network
 from minisd.errors import CheckpointError, RequestError, listed, quoted
 from minisd.model import Model
 from minisd.models.controlnet import ControlNet
+from minisd.models.fused import use
 from minisd.models.t2i_adapter import T2IAdapter
-from minisd.models.unet import CrossAttention
 from minisd.weights_loader.control_file import open_control
 
 KEPT = 4  # networks that stay loaded
@@ -40,9 +40,7 @@ def load_control(path: str | os.PathLike[str], model: Model) -> Network:
     network.requires_grad_(False).eval().to(model.unet_device)
     if "unet" in model.plan.channels_last.value:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
-    for module in network.modules():
-        if isinstance(module, CrossAttention):
-            module.implementation = model.plan.attention.value
+    use(network, model.plan.kernels.value)
     return network
 
 

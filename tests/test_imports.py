@@ -28,10 +28,13 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.demo",
     "minisd.engine",
     "minisd.errors",
+    "minisd.images",
     "minisd.picture",
     "minisd.pipeline",
     "minisd.placement",
+    "minisd.preprocess",
     "minisd.request",
+    "minisd.upscale",
     "minisd.samplers.names",  # names and facts, no torch
     "minisd.weights_loader.checkpoint",
 }

@@ -10,13 +10,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minisd.config import ControlNetConfig, T2IAdapterConfig, TAESDConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.config import (
+    ControlNetConfig,
+    T2IAdapterConfig,
+    TAESDConfig,
+    TextConfig,
+    UNetConfig,
+    UpscalerConfig,
+    VAEConfig,
+)
 from minisd.errors import CheckpointError, listed, quoted
 from minisd.weights_loader.rule import Rule, expected_theirs
 from minisd.weights_loader.source import TensorInfo, TensorSource
 
 Tensors = Mapping[str, TensorInfo]
-Config = UNetConfig | VAEConfig | TextConfig | TAESDConfig | ControlNetConfig | T2IAdapterConfig
+ModelPart = UNetConfig | VAEConfig | TextConfig | TAESDConfig
+Config = ModelPart | ControlNetConfig | T2IAdapterConfig | UpscalerConfig
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
