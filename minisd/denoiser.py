@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.control_run import Control, Seen, residuals_of
-from minisd.guidance import Guidance, active, cfg, projected, rescaled, step_at, thresholded, weighted
+from minisd.guidance import (
+    Guidance,
+    active,
+    cfg,
+    instruct,
+    projected,
+    rescaled,
+    step_at,
+    thresholded,
+    weighted,
+)
 from minisd.kernels import fused
 from minisd.models.edits import Edit, FreeU
 from minisd.models.once import Once, Text, Times
@@ -46,8 +56,9 @@ class Denoiser:
     weight, also: further prompts, each with its weight beside that of cond; they stand for one conditional
     prediction, the weighted sum of differences to the unconditional one. always_uncond: predict it even where
     no rule needs it (CFG++). timeline: prompts that change with the steps, in place of those of the first
-    step (cond, weight, also, uncond); empty where nothing changes. controls: networks that read a
-    picture and add to what this one computes.
+    step (cond, weight, also, uncond); empty where nothing changes. image_scale: second scale of an
+    instruct-pix2pix model, whose third prediction sees no picture. controls: networks that read a picture
+    and add to what this one computes.
     once: what is not computed again at every step. combined_by: implementation of guidance.
     """
 
@@ -64,6 +75,7 @@ class Denoiser:
     also: tuple[tuple[Conditioning, float], ...] = ()
     timeline: Timeline = ()
     always_uncond: bool = False
+    image_scale: float | None = None
     concat: Tensor | None = None
     freeu: FreeU | None = None
     controls: tuple[Control, ...] = ()
@@ -118,7 +130,8 @@ class Denoiser:
             seen = {
                 "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
             }
-        if self.always_uncond or self.also or (acts and rule.needs_uncond):
+        two_scales = self.image_scale not in (None, 1.0)
+        if self.always_uncond or self.also or (acts and (rule.needs_uncond or two_scales)):
             same = self.cond.context.shape == self.uncond.context.shape
             if self.batching.prompts and same and not seen:
                 out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
@@ -132,18 +145,22 @@ class Denoiser:
             out_c = weighted(outs, [self.weight, *(w for _, w in self.also)], out_u, 1.0)
         cond = denoised_from(out_c, x, sigma, self.prediction)
         uncond = cond if out_u is out_c else denoised_from(out_u, x, sigma, self.prediction)
-        if rule.scale == 1.0 or not acts:
+        if not acts or (rule.scale == 1.0 and not two_scales):
             guided = cond
         elif rule.projected:
             guided, average = projected(cond, uncond, rule, average)
             if rule.rescale > 0:  # APG works on pictures: theirs is the deviation that is brought back
                 guided = rescaled(guided, cond, rule.rescale)
-        elif self.combined_by != "torch" and rule.rescale == 0:
+        elif self.combined_by != "torch" and rule.rescale == 0 and self.image_scale is None:
             keep, add = linear_in(sigma, self.prediction)
             numbers = rule.scale, keep, add, 1.0
             guided, _ = fused.guidance(out_c, out_u, x, *numbers, implementation=self.combined_by)
         else:
-            output = cfg(out_c, out_u, rule.scale)
+            if self.image_scale is None or extra is None:
+                output = cfg(out_c, out_u, rule.scale)
+            else:
+                neither = self.call(x, sigma, torch.zeros_like(extra), [self.uncond])
+                output = instruct(out_c, out_u, neither, rule.scale, self.image_scale)
             if rule.rescale > 0:
                 output = rescaled(output, out_c, rule.rescale)
             guided = denoised_from(output, x, sigma, self.prediction)

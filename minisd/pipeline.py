@@ -15,21 +15,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.canvas import canvas_of
 from minisd.config import ModelConfig
 from minisd.control_run import Control, Network, controls_of
 from minisd.denoiser import Denoiser
-from minisd.errors import Cancelled, NumericalError, RequestError
+from minisd.errors import Cancelled
 from minisd.guidance import Guidance
 from minisd.images import to_image
+from minisd.latents import decode
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
-from minisd.models.tiling import tiled
 from minisd.request import Request
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
 from minisd.samplers.step import Step
-from minisd.sampling import run_sigmas, sample, schedule_of, sigma_table
+from minisd.sampling import sample, schedule_of, sigma_table
+from minisd.start import start_of
 from minisd.text.account import Account
 from minisd.text.conditioning import Encoded, encode_request
 from minisd.trail import Trail
@@ -118,6 +120,7 @@ def denoiser_of(
         uncond=prompts.uncond,
         timeline=encoded.timeline if len(encoded.timeline) > 1 else (),
         always_uncond=find_sampler(request.sampler).both,
+        image_scale=request.image_cfg_scale if model.config.concat == "ip2p" else None,
         guidance=guidance_of(request),
         batching=model.plan.batching.value,
         once=once_of(model, table, sigmas),
@@ -191,25 +194,27 @@ def draw(
         check()
         table = sigma_table(model.config, request)
         schedule = schedule_of(request)
-        sigmas = run_sigmas(table, request, schedule, model.config.family)
-        encoded = encode_request(model, request, len(sigmas) - 1)
+        canvas = canvas_of(request)
+        start = start_of(model, request, table, schedule, canvas)
+        sigmas = start.sigmas
+        encoded = encode_request(model, request, max(1, len(sigmas) - 1))
         trail.text(encoded.timeline)
         lap("encode")
 
         shape = latent_shape(model.config, request)
-        extra = extra_channels(model, request, shape)
         size = (shape[2] * model.config.vae.factor, shape[1] * model.config.vae.factor)
         controls = controls_of(request.controls, networks or {}, model.config.unet, size, shape[1:])
-        denoiser = denoiser_of(model, request, table, sigmas, encoded, extra, check, controls)
+        denoiser = denoiser_of(model, request, table, sigmas, encoded, start.extra, check, controls)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
-        latents = sample(denoiser, request, sigmas, shape, model.unet_device, watch.step, trail)
+        latents = sample(denoiser, request, start, shape, model.unet_device, watch.step, trail)
         trail.end(latents)
         lap("sample")
 
         images = []
         for latent in latents:  # one at a time: memory of one, and bits that do not depend on the batch
             check()
-            images.append(to_image(decode(model, latent[None])[0]))
+            image = to_image(decode(model, latent[None])[0])
+            images.append(image if canvas is None else canvas.finished(image))
         lap("decode")
     return Drawing(
         images=tuple(images),
@@ -222,47 +227,6 @@ def draw(
         seconds=seconds,
         trail=trail,
     )
-
-
-def extra_channels(model: Model, request: Request, shape: tuple[int, int, int]) -> Tensor | None:
-    """What the UNet sees beside the latent, b k h w. An inpainting model without a picture gets a mask that
-    covers everything.
-
-    Raises RequestError for models that cannot draw without a picture.
-    """
-    kind = model.config.concat
-    if kind == "none":
-        return None
-    if kind != "inpaint":
-        what = {
-            "ip2p": "an instruct-pix2pix model: it edits a picture",
-            "depth": "a depth model: it needs a depth map",
-        }
-        raise RequestError(f"{model.name} is {what[kind]}; text alone is not enough")
-    _, height, width = shape
-    factor, plan = model.config.vae.factor, model.plan.part("vae")
-    grey = torch.zeros(1, 3, height * factor, width * factor, device=plan.device, dtype=plan.dtype.value)
-    masked = model.vae.encode(grey).mean * model.config.vae.scale_factor
-    mask = torch.ones(1, 1, height, width, device=masked.device, dtype=masked.dtype)
-    return torch.cat([mask, masked], dim=1).to(model.unet_device).expand(request.count, -1, -1, -1)
-
-
-def decode(model: Model, latents: Tensor) -> Tensor:
-    """Latents b 4 h w, scaled as the UNet sees them -> pixels b 3 H W, about -1 .. 1."""
-    vae = model.vae
-    plan = model.plan.part("vae")
-    z = (latents / model.config.vae.scale_factor).to(plan.device, plan.dtype.value)
-    tile, factor = model.plan.vae_tile.value, model.config.vae.factor
-    if tile is None:
-        pixels = vae.decode(z)
-    else:
-        size = tile // factor
-        pixels = tiled(vae.decode, z, tile=size, overlap=size // 4, up=factor)
-    if not torch.isfinite(pixels).all():
-        raise NumericalError(
-            f"the VAE gave pixels that are not finite in {plan.dtype.value}; try vae_dtype float32"
-        )
-    return pixels
 
 
 def preview(model: Model, denoised: Tensor) -> tuple[Image.Image, ...]:

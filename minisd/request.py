@@ -264,6 +264,9 @@ class Request:
                     f"{name} is for a second text encoder, which this model does not have; leave it out",
                     field=name,
                 )
+        strength = self.strength
+        if self.image is not None and strength is None:
+            strength = 1.0 if config.concat == "ip2p" else DEFAULT_STRENGTH
         variation = self.variation_seed
         if variation is None and self.variation_strength > 0:
             variation = seed
@@ -272,7 +275,7 @@ class Request:
             width=width,
             height=height,
             resize=resize,
-            strength=DEFAULT_STRENGTH if self.image is not None and self.strength is None else self.strength,
+            strength=strength,
             seed=seed if self.seed is None else self.seed,
             variation_seed=variation,
             original_size=self.original_size or (height, width),

@@ -8,6 +8,7 @@ of the steps, and Brownian noise is a path of its own. Variation seeds blend the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from minisd.samplers.ramps import RAMPS, custom_sigmas, without_next_to_last
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod, table_sigmas
 from minisd.samplers.step import OnStep, Step
 from minisd.trail import Trail
+
+if TYPE_CHECKING:
+    from minisd.start import Start
 
 Shape = tuple[int, int, int]  # c h w
 EDM_RANGES = {"edm_eps": (0.002, 80.0), "edm_v": (0.002, 120.0)}  # published for Playground v2.5 and CosXL
@@ -102,8 +106,8 @@ def ranged(table: SigmaTable, request: Request) -> SigmaTable:
     return SigmaTable(levels, table.interpolation, continuous=table.continuous)
 
 
-def first_noise(request: Request, shape: Shape) -> Tensor:
-    """Unit normal b c h w float32 on the CPU, with variation seeds and seed size."""
+def first_noise(request: Request, shape: Shape, draw: int = 0) -> Tensor:
+    """Unit normal b c h w float32 on the CPU, with variation seeds and seed size: draw number `draw`."""
     source = request.forks.rng
     if source == "cuda" and not torch.cuda.is_available():
         raise RequestError(
@@ -112,23 +116,23 @@ def first_noise(request: Request, shape: Shape) -> Tensor:
     seeds = request.seeds()
     if request.variation_strength > 0:
         seeds = [seeds[0]] * request.count  # pictures of a batch differ in their variation seed
-    noise = resized_normal(source, seeds, shape, request)
+    noise = resized_normal(source, seeds, shape, request, draw)
     if request.variation_strength == 0:
         return noise
     assert request.variation_seed is not None, "set by Request.for_model"
     others = [(request.variation_seed + i) % 2**64 for i in range(request.count)]
-    blend = resized_normal(source, others, shape, request)
+    blend = resized_normal(source, others, shape, request, draw)
     return torch.stack([slerp(a, b, request.variation_strength) for a, b in zip(noise, blend, strict=True)])
 
 
-def resized_normal(source: str, seeds: list[int], shape: Shape, request: Request) -> Tensor:
+def resized_normal(source: str, seeds: list[int], shape: Shape, request: Request, draw: int) -> Tensor:
     """First noise of these seeds; with `seed_size`, that of the other size in the middle of fresh noise."""
-    noise = batch_normal(source, seeds, 0, shape)
+    noise = batch_normal(source, seeds, draw, shape)
     if request.seed_size is None:
         return noise
     c, height, width = shape
     h, w = (side // 8 for side in request.seed_size)
-    small = batch_normal(source, seeds, 0, (c, h, w))
+    small = batch_normal(source, seeds, draw, (c, h, w))
     top, left = (height - h) // 2, (width - w) // 2
     noise[:, :, max(top, 0) : max(top, 0) + min(h, height), max(left, 0) : max(left, 0) + min(w, width)] = (
         small[
@@ -150,16 +154,22 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def step_noise(
-    request: Request, sampler: Sampler, sigmas: Tensor, shape: Shape, like: Tensor, options: dict[str, object]
+    request: Request,
+    sampler: Sampler,
+    sigmas: Tensor,
+    shape: Shape,
+    like: Tensor,
+    options: dict[str, object],
+    taken: int = 1,
 ) -> Ahead:
     """What the solver draws on the way, on like's device and dtype; row i is a function of its image's seed
-    alone. Made ahead by other threads: to be used in a `with`."""
+    alone, of which `taken` draws were taken before. Made ahead by other threads: to be used in a `with`."""
     delta = request.eta_seed_delta
     seeds = request.seeds()
     if request.variation_strength > 0:
         seeds = [seeds[0]] * request.count
     seeds = [(seed + delta) % 2**64 for seed in seeds]
-    first = 0 if delta else 1  # another seed begins its own stream
+    first = 0 if delta else taken  # another seed begins its own stream
     expected = queries(sampler.name, sigmas, options)
     if sampler.noise == "brownian":
         positive = sigmas[sigmas > 0]
@@ -191,24 +201,30 @@ def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dic
 def sample(
     denoiser: Denoiser,
     request: Request,
-    sigmas: Tensor,
+    start: Start,
     shape: Shape,
     device: torch.device,
     on_step: OnStep,
     trail: Trail | None = None,
 ) -> Tensor:
-    """From noise to latents, b c h w on `device`: float32, or the network's dtype where that is wider.
-    `trail` notes what is passed through.
+    """From noise, or a picture's latents and noise, to latents, b c h w on `device`: float32, or the
+    network's dtype where that is wider. `trail` notes what is passed through.
 
     Raises NumericalError naming the first step after which a value is not finite.
     """
-    sampler = find_sampler(request.sampler)
+    sampler, sigmas = find_sampler(request.sampler), start.sigmas
+    trail = trail or Trail()
+    if len(sigmas) == 1 and start.latents is not None:  # a strength of no step
+        trail.start(start.latents, 0.0)
+        return start.latents
     exact = torch.promote_types(denoiser.dtype, torch.float32)
     begin = float(sigmas[0])
-    scale = begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5
-    x = first_noise(request, shape).to(device, exact) * scale
+    noise = first_noise(request, shape, start.first).to(device, exact)
+    if start.latents is not None:
+        x = start.latents.to(exact) + noise * begin
+    else:
+        x = noise * (begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5)
     finite: list[Tensor] = []
-    trail = trail or Trail()
     passed = trail.step
 
     def watched(step: Step) -> None:
@@ -220,15 +236,19 @@ def sample(
 
     trail.start(x, begin)
     denoise: Callable[..., object] = (
-        trail.through(denoiser.denoise_both()) if sampler.both else trail.through(denoiser.denoise())
+        trail.through(start.held(denoiser.denoise_both()))
+        if sampler.both
+        else trail.through(start.held(denoiser.denoise()))
     )
     options = solver_options(request, sampler, denoiser.table)
-    with step_noise(request, sampler, sigmas, shape, x, options) as noise:
-        x = solver(request.sampler)(denoise, x, sigmas, noise=noise, on_step=watched, **options)
+    with step_noise(request, sampler, sigmas, shape, x, options, start.taken) as draws:
+        x = solver(request.sampler)(denoise, x, sigmas, noise=draws, on_step=watched, **options)
     if (
         device.type != "cpu"
     ):  # asked once at the end: asking each step would make the host wait for the device
         check_finite(finite, denoiser.dtype)
+    if start.latents is not None and start.drawn is not None:
+        x = torch.where(start.drawn > 0, x, start.latents.to(x))  # a last level above 0 leaves its noise
     return x / (1 + float(sigmas[-1]) ** 2) ** 0.5  # unit variance, where the last level is not 0
 
 
