@@ -220,7 +220,7 @@ def sample(
     exact = torch.promote_types(denoiser.dtype, torch.float32)
     begin = float(sigmas[0])
     noise = first_noise(request, shape, start.first).to(device, exact)
-    if start.latents is not None:
+    if start.latents is not None and not start.pure:
         x = start.latents.to(exact) + noise * begin
     else:
         x = noise * (begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5)

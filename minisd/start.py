@@ -35,7 +35,8 @@ class Start:
     """sigmas: the levels of the run, float64 [n + 1]. latents: of the picture, b c h w, scaled as the UNet
     sees them; None where a run begins with noise alone. drawn: 1 1 h w, how much each latent is drawn anew,
     0 .. 1; None: all. extra: further channels that the UNet sees, b k h w. first: number of the random draw
-    that is the first noise; taken: how many are taken when the steps begin to draw."""
+    that is the first noise; taken: how many are taken when the steps begin to draw. pure: noise
+    alone is what the network sees first, also where the picture is held (diffusers' masks at strength 1)."""
 
     sigmas: Tensor
     latents: Tensor | None = None
@@ -43,6 +44,7 @@ class Start:
     extra: Tensor | None = None
     first: int = 0
     taken: int = 1
+    pure: bool = False
 
     def held(self, denoise: Callable[[Tensor, float], Answer]) -> Callable[[Tensor, float], Answer]:
         """denoise, answering with the picture's latents where they are held (both answers, where it gives
@@ -56,6 +58,10 @@ class Start:
             share = step_at(sigma, sigmas) / max(1, len(sigmas) - 1)
             free = drawn >= 1 - share if share > 0 else drawn >= 1
             kept = latents.to(x)
+            if self.pure and sigma == sigmas[0]:
+                # x is noise alone: the answer from which a first-order step leads to z + sigma n
+                noise, left = x / (1 + sigma**2) ** 0.5, sigmas[1] / sigma
+                kept = (kept + sigmas[1] * noise - left * x) / (1 - left)
             answer = denoise(x, sigma)
             if isinstance(answer, tuple):
                 return tuple(torch.where(free, one, kept) for one in answer)  # type: ignore[return-value]
@@ -86,6 +92,7 @@ def start_of(
         latents = latents.expand(request.count, -1, -1, -1)
     mask = None if canvas.mask is None else drawn_latents(canvas.mask, request, model.config.vae.factor)
     mask = None if mask is None else mask.to(model.unet_device)
+    pure = request.strength == 1.0 and mask is not None and not request.forks.paste
     if mask is not None and latents is not None and request.mask_fill in ("noise", "nothing"):
         blank = torch.zeros_like(latents)
         if request.mask_fill == "noise":
@@ -96,7 +103,7 @@ def start_of(
     if kind == "inpaint" and not request.forks.paste:
         mask = None  # the network alone decides, as in diffusers
     again = kind == "inpaint" and request.forks.vae_latent == "sample"  # the picture under the mask
-    return Start(sigmas, latents, mask, extra, draws, draws + 1 + again)
+    return Start(sigmas, latents, mask, extra, draws, draws + 1 + again, pure)
 
 
 def strength_steps(table: SigmaTable, request: Request, schedule: str, family: str) -> tuple[Tensor, int]:
