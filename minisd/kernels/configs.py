@@ -41,7 +41,7 @@ FLASH: dict[tuple[str, int], tuple[Config, Config]] = {
     ("sm_80", 256): (Config(64, 32, 4, 2), Config(64, 32, 4, 2)),
     ("sm_120", 64): (Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
     ("sm_120", 128): (Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
-    ("sm_120", 256): (Config(64, 32, 4, 2), Config(64, 32, 4, 2)),
+    ("sm_120", 256): (Config(64, 32, 8, 2), Config(64, 32, 8, 2)),
     ("gfx942", 64): (Config(128, 64, 4, 1), Config(64, 64, 4, 1)),
     ("gfx942", 128): (Config(128, 32, 4, 1), Config(64, 32, 4, 1)),
     ("gfx942", 256): (Config(64, 32, 4, 1), Config(64, 32, 4, 1)),

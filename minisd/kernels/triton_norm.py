@@ -43,7 +43,7 @@ def parts_kernel(
     first = tl.load(X + begin.to(tl.int64) * C + channels, mask=in_channels, other=0.0).to(tl.float32)
     sums = tl.zeros([CHANNELS], tl.float32)
     squares = tl.zeros([CHANNELS], tl.float32)
-    for start in range(0, PART, ROWS):
+    for start in range(0, tl.minimum(PART, n - begin), ROWS):
         rows = begin + start + tl.arange(0, ROWS)
         inside = (rows[:, None] < n) & in_channels[None, :]
         x = tl.load(X + rows.to(tl.int64)[:, None] * C + channels[None, :], mask=inside, other=0.0)

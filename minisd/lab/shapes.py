@@ -51,9 +51,9 @@ QUICK: dict[str, tuple[Site, ...]] = {
     ),
     "wide_attention": (Site("wide_attention", F32, b=2, h=1, n=63, m=63, d=512),),
     "group_norm_silu": (
-        Site("group_norm_silu", F32, b=2, h=32, n=600, d=64),
-        Site("group_norm_silu", F32, b=2, h=32, n=35, d=320),
-        Site("group_norm_silu", F32, b=3, h=32, n=49, d=96),
+        Site("group_norm_silu", F32, b=2, h=4, n=600, d=64),
+        Site("group_norm_silu", F32, b=1, h=32, n=35, d=320),
+        Site("group_norm_silu", F32, b=3, h=4, n=49, d=96),
     ),
     "layer_norm": (
         Site("layer_norm", F32, b=2, n=34, d=320),
