@@ -4,11 +4,28 @@ network."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PictureTokens:
+    """Keys and values b m c of a picture's tokens, and how strongly the attention to them is added to that to
+    the text (IP-Adapter). One row may serve a whole batch."""
+
+    k: Tensor
+    v: Tensor
+    weight: float
+
+    def rows(self, batch: int) -> tuple[Tensor, Tensor]:
+        return self.k.expand(batch, -1, -1), self.v.expand(batch, -1, -1)
+
+    def row(self, image: int) -> PictureTokens:
+        at = slice(image, image + 1) if len(self.k) > 1 else slice(None)
+        return PictureTokens(self.k[at], self.v[at], self.weight)
 
 
 @dataclass(frozen=True)
@@ -17,12 +34,23 @@ class Edit:
 
     identity: self-attention looks at nothing but its own token (PAG, Ahn et al. 2024, arXiv:2403.17377).
     skip: the transformer is passed over (skip-layer guidance). observe: told q, k [b n c] and the number of
-    heads of each self-attention (SAG, Hong et al. 2023, arXiv:2210.00939).
+    heads of each self-attention (SAG, Hong et al. 2023, arXiv:2210.00939). pictures: for each transformer
+    block, what it attends to beside the text.
     """
 
     identity: bool = False
     skip: bool = False
     observe: Callable[[Tensor, Tensor, int], None] | None = None
+    pictures: tuple[tuple[PictureTokens, ...], ...] = ()
+
+    def pictures_of(self, block: int) -> tuple[PictureTokens, ...]:
+        return self.pictures[block] if self.pictures else ()
+
+    def row(self, image: int) -> Edit:
+        """For one image of a batch."""
+        if not self.pictures:
+            return self
+        return replace(self, pictures=tuple(tuple(p.row(image) for p in ps) for ps in self.pictures))
 
 
 NO_EDIT = Edit()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from minisd.config import UNetConfig
 from minisd.kernels import attention
 from minisd.models.conv import Conv2d, PointwiseConv, each_alone, per_token
-from minisd.models.edits import NO_EDIT, Edit, FreeU, Residuals
+from minisd.models.edits import NO_EDIT, Edit, FreeU, PictureTokens, Residuals
 from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
 from minisd.models.graph import Graphs
 from minisd.models.once import Projections, Text, Times, tensor_of
@@ -81,14 +81,24 @@ class CrossAttention(Projections):
         self.num_heads = num_heads
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
 
-    def forward(self, x: Tensor, context: Tensor | Text | None = None, edit: Edit = NO_EDIT) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | Text | None = None,
+        edit: Edit = NO_EDIT,
+        pictures: tuple[PictureTokens, ...] = (),
+    ) -> Tensor:
         """x: b n c; context: b m d. Returns b n c."""
         if edit.identity:  # every token attends to itself alone
             return self.to_out(self.to_v(x))
         q, k, v = self.project(x, context)
         if edit.observe is not None:
             edit.observe(q, k, self.num_heads)
-        return self.to_out(attention(q, k, v, self.num_heads, implementation=self.implementation))
+        out = attention(q, k, v, self.num_heads, implementation=self.implementation)
+        for seen in pictures:
+            k, v = seen.rows(len(q))
+            out = out + seen.weight * attention(q, k, v, self.num_heads, implementation=self.implementation)
+        return self.to_out(out)
 
 
 class FeedForward(nn.Module):
@@ -116,10 +126,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = AddNorm(dim)
         self.norm3 = AddNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor | Text, edit: Edit = NO_EDIT) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | Text,
+        edit: Edit = NO_EDIT,
+        pictures: tuple[PictureTokens, ...] = (),
+    ) -> Tensor:
         _, normed = self.norm1(x)
         x, normed = self.norm2(x, self.attn1(normed, edit=edit))
-        x, normed = self.norm3(x, self.attn2(normed, context))
+        x, normed = self.norm3(x, self.attn2(normed, context, pictures=pictures))
         return x + self.ff(normed)
 
 
@@ -146,13 +162,13 @@ class SpatialTransformer(nn.Module):
         few = x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None  # it hears of all images
         if few and x.shape[0] > 1 and x.device.type == "cpu":  # products with few rows: see each_alone
             images = zip(x.split(1), tensor_of(context).split(1), strict=True)
-            return torch.cat([self(image, text, edit) for image, text in images])
+            return torch.cat([self(image, text, edit.row(i)) for i, (image, text) in enumerate(images)])
         height = x.shape[2]
         # contiguous: a matrix product over strided tokens takes up to seven times as long (bf16, CPU)
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
         tokens = per_token(self.proj_in, tokens)
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context, edit)
+        for index, block in enumerate(self.transformer_blocks):
+            tokens = block(tokens, context, edit, edit.pictures_of(index))
         tokens = per_token(self.proj_out, tokens)
         return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
 
