@@ -30,6 +30,7 @@ from minisd.kernels import fused
 from minisd.models.edits import Edit, FreeU
 from minisd.models.once import Once, Text, Times
 from minisd.models.unet import UNet
+from minisd.picture_prompt_run import Guest, with_pictures
 from minisd.samplers.scaling import Prediction, c_in, denoised_from, linear_in
 from minisd.samplers.schedule import SigmaTable
 from minisd.text.conditioning import Conditioning, Timeline
@@ -52,13 +53,14 @@ class Denoiser:
 
     sigmas: the levels of the run, by which start and end of rules are counted. dtype: what the network
     computes in; everything outside it stays in x's dtype. concat [b k h w]: further input channels
-    (inpainting mask and picture, depth). check: called before each network call; it may raise (cancelling).
-    weight, also: further prompts, each with its weight beside that of cond; they stand for one conditional
-    prediction, the weighted sum of differences to the unconditional one. always_uncond: predict it even where
-    no rule needs it (CFG++). timeline: prompts that change with the steps, in place of those of the first
-    step (cond, weight, also, uncond); empty where nothing changes. image_scale: second scale of an
-    instruct-pix2pix model, whose third prediction sees no picture. controls: networks that read a picture
-    and add to what this one computes.
+    (inpainting mask and picture, depth). check: called before each network call; it may raise
+    (cancelling). weight, also: further prompts, each with its weight beside that of cond; they stand for
+    one conditional prediction, the weighted sum of differences to the unconditional one. always_uncond:
+    predict it even where no rule needs it (CFG++). timeline: prompts that change with the steps, in place
+    of those of the first step (cond, weight, also, uncond); empty where nothing changes. networks: (last
+    step, network) in place of `network`, where adapters act in a part of the run. image_scale: second
+    scale of an instruct-pix2pix model, whose third prediction sees no picture. controls: networks that
+    read a picture and add to what this one computes. guests: pictures that it attends to beside the text.
     once: what is not computed again at every step. combined_by: implementation of guidance.
     """
 
@@ -74,11 +76,13 @@ class Denoiser:
     weight: float = 1.0
     also: tuple[tuple[Conditioning, float], ...] = ()
     timeline: Timeline = ()
+    networks: tuple[tuple[int, UNet], ...] = ()
     always_uncond: bool = False
     image_scale: float | None = None
     concat: Tensor | None = None
     freeu: FreeU | None = None
     controls: tuple[Control, ...] = ()
+    guests: tuple[Guest, ...] = ()
     check: Callable[[], None] | None = None
     once: Once | None = None
     combined_by: str = "torch"
@@ -110,12 +114,24 @@ class Denoiser:
     def at(self, sigma: float) -> Denoiser:
         """This one with the prompts that hold at a level. A function of the level alone, so that any step can
         be taken again: the second evaluation of a step (heun) lies in the next one."""
-        if not self.timeline:
+        if not self.timeline and not self.networks:
             return self
         step = step_at(sigma, self.sigmas) + 1
+        network = next((n for end, n in self.networks if step <= end), self.network)
+        if not self.timeline:
+            return replace(self, network=network, networks=())
         prompts = next((p for end, p in self.timeline if step <= end), self.timeline[-1][1])
         (cond, weight), *also = prompts.conds
-        return replace(self, cond=cond, weight=weight, also=tuple(also), uncond=prompts.uncond, timeline=())
+        return replace(
+            self,
+            cond=cond,
+            weight=weight,
+            also=tuple(also),
+            uncond=prompts.uncond,
+            timeline=(),
+            network=network,
+            networks=(),
+        )
 
     def predict(
         self, x: Tensor, sigma: float, extra: Tensor | None, average: Tensor | None
@@ -227,6 +243,9 @@ class Denoiser:
         if self.once is not None and self.once.times:
             timesteps = self.once.time(self.network.embed, told, ys, b, self.dtype, x.device)
         scaled = scaled.repeat(k, 1, 1, 1)
+        if self.guests:
+            config = self.network.config
+            edits = with_pictures(edits or {}, self.guests, config, parts, self.uncond, b, sigma, self.sigmas)
         return self.network(
             scaled, timesteps, context, y, edits=edits, freeu=self.freeu, residuals=residuals
         ).to(x.dtype)

@@ -14,14 +14,16 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from minisd import __version__
 from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
+from minisd.loras import Loras, embeddings_from
 from minisd.model import Model, load_model
+from minisd.picture_prompt_nets import guests_of
 from minisd.pipeline import CancelToken, Listener, Preview, Progress, draw
 from minisd.placement import Plan
 from minisd.request import Request
@@ -41,9 +43,15 @@ class Final:
 class Engine:
     """A loaded model. `close` (or leaving a `with` block) gives its memory back."""
 
-    def __init__(self, model: Model, controls: Mapping[str, str | os.PathLike[str]] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        controls: Mapping[str, str | os.PathLike[str]] | None = None,
+        loras: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._model: Model | None = model
         self.controls = ControlNets(controls)
+        self.loras = Loras(loras)
 
     @property
     def model(self) -> Model:
@@ -82,6 +90,8 @@ class Engine:
             preview_every=preview_every,
             trail=trail,
             networks=self.controls.networks(whole.controls, model),
+            guests=guests_of(whole.picture_prompts, model, self.controls.path),
+            stages=self.loras.stages,
         )
         return Result(drawing, model.name, __version__)
 
@@ -130,6 +140,7 @@ class Engine:
         """Let go of the weights. Drawings under way finish with theirs."""
         self._model = None
         self.controls.clear()
+        self.loras.clear()
 
     def __enter__(self) -> Engine:
         return self
@@ -158,33 +169,37 @@ def load(
     kernels: str = "auto",
     vae_tile: int | None = None,
     controls: Mapping[str, str | os.PathLike[str]] | None = None,
+    loras: str | os.PathLike[str] | None = None,
+    embeddings: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
 
-    vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies what
-    it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the family's
-    authors do). controls: {name: file} of control networks that a Request may name; they are loaded when one
-    does. device, dtype, vae_dtype, attention, vae_tile: by name instead of automatic. kernels: names for
-    operations, and restructurings ("triton", "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
+    vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies
+    what it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the
+    family's authors do). controls: {name: file} of control networks, IP-Adapters and image encoders that
+    a Request may name; they are loaded when one does. loras: a folder of adapters that a Request or a
+    prompt may name. embeddings: a folder of textual inversions, or {word: file}. device, dtype,
+    vae_dtype, attention, vae_tile: by name instead of automatic. kernels: names for operations, and
+    restructurings ("triton", "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
     Raises CheckpointError, PlanError.
     """
-    return Engine(
-        load_model(
-            embedded_model() if path is None else path,
-            vae=vae,
-            text_encoder=text_encoder,
-            text_encoder_2=text_encoder_2,
-            tiny_vae=tiny_vae,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            attention=attention,
-            kernels=kernels,
-            vae_tile=vae_tile,
-        ),
-        controls,
+    model = load_model(
+        embedded_model() if path is None else path,
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tiny_vae=tiny_vae,
+        ema=ema,
+        device=device,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        attention=attention,
+        kernels=kernels,
+        vae_tile=vae_tile,
     )
+    if embeddings is not None:
+        model = replace(model, embeddings=embeddings_from(embeddings, model))
+    return Engine(model, controls, loras)
 
 
 __all__ = ["Cancelled", "Engine", "Final", "Preview", "Progress", "Request", "Result", "load"]

@@ -11,6 +11,7 @@ from minisd.errors import RequestError, quoted
 
 MAX_WEIGHT = 100.0
 MAX_BLOCKS = 200
+MAX_USES = 50
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # the community's names of blocks, beside our own ("input_blocks.4")
 COMMUNITY = {
@@ -117,6 +118,13 @@ class LoraUse:
     def whole(self) -> bool:
         """Whether it acts in every step."""
         return self.start <= 0.0 and self.end >= 1.0
+
+
+def lora_uses(value: object) -> tuple[LoraUse, ...]:
+    """The field `loras` of a Request, checked."""
+    if not isinstance(value, tuple | list) or len(value) > MAX_USES:
+        raise wrong(f"loras must be at most {MAX_USES} names or objects with one, got {quoted(value)}")
+    return tuple(LoraUse.of(v) for v in value)
 
 
 def read_blocks(value: object) -> tuple[tuple[str, float], ...]:

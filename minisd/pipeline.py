@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -23,9 +23,11 @@ from minisd.errors import Cancelled
 from minisd.guidance import Guidance
 from minisd.images import to_image
 from minisd.latents import decode
+from minisd.loras import Applied, Stages
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
+from minisd.picture_prompt_run import Guest
 from minisd.request import Request
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
@@ -33,7 +35,7 @@ from minisd.samplers.step import Step
 from minisd.sampling import sample, schedule_of, sigma_table
 from minisd.start import start_of
 from minisd.text.account import Account
-from minisd.text.conditioning import Encoded, encode_request
+from minisd.text.conditioning import Encoded, Prompts, encode_request
 from minisd.trail import Trail
 
 
@@ -74,6 +76,7 @@ class Drawing:
     accounts: tuple[Account, ...]  # what became of the prompts
     seconds: dict[str, float]  # per stage
     trail: Trail  # digests of what was passed through
+    applied: tuple[Applied, ...] = ()  # adapters that acted
 
 
 Listener = Callable[[Progress | Preview], None]
@@ -98,8 +101,19 @@ class Listening:
             self.on_event(Preview(done, preview(self.model, step.denoised)))
 
 
+def encode_stages(staged: Stages, request: Request, steps: int) -> Encoded:
+    """The prompts over a run, as each stage's text encoders read them."""
+    begin, timeline, encoded = 0, list[tuple[int, Prompts]](), list[Encoded]()
+    for end, model in staged.models:
+        encoded.append(encode_request(model, request, steps))
+        timeline += [(min(e, end), p) for e, p in encoded[-1].timeline if e > begin]
+        timeline = [*[t for t in timeline if t[0] < end], next(t for t in timeline if t[0] == end)]
+        begin = end
+    return replace(encoded[0], timeline=tuple(timeline))
+
+
 def denoiser_of(
-    model: Model,
+    staged: Stages,
     request: Request,
     table: SigmaTable,
     sigmas: Tensor,
@@ -107,9 +121,11 @@ def denoiser_of(
     extra: Tensor | None,
     check: Callable[[], None],
     controls: tuple[Control, ...] = (),
+    guests: tuple[Guest, ...] = (),
 ) -> Denoiser:
     """The network with this request's prompts and rules."""
-    prompts = encoded.timeline[0][1]
+    prompts, model = encoded.timeline[0][1], staged.models[0][1]
+    several = len(staged.models) > 1
     return Denoiser(
         network=model.unet,
         table=table,
@@ -123,13 +139,15 @@ def denoiser_of(
         image_scale=request.image_cfg_scale if model.config.concat == "ip2p" else None,
         guidance=guidance_of(request),
         batching=model.plan.batching.value,
-        once=once_of(model, table, sigmas),
+        networks=tuple((end, one.unet) for end, one in staged.models) if several else (),
+        once=None if several else once_of(model, table, sigmas),
         combined_by=model.plan.kernels.value.guidance,
         dtype=model.unet_dtype,
         sigmas=tuple(float(s) for s in sigmas),
         concat=extra,
         freeu=FreeU(*request.freeu) if request.freeu is not None else None,
         controls=controls,
+        guests=guests,
         check=check,
     )
 
@@ -171,9 +189,12 @@ def draw(
     preview_every: int = 0,
     trail: Trail | None = None,
     networks: Mapping[str, Network] | None = None,
+    guests: tuple[Guest, ...] = (),
+    stages: Callable[[Model, Request, int], Stages] | None = None,
 ) -> Drawing:
     """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through. networks: those
-    of the request's control units, by their names.
+    of the request's control units, by their names. stages: gives the models of a run of n steps, where
+    adapters act.
 
     on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
     each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
@@ -197,14 +218,16 @@ def draw(
         canvas = canvas_of(request)
         start = start_of(model, request, table, schedule, canvas)
         sigmas = start.sigmas
-        encoded = encode_request(model, request, max(1, len(sigmas) - 1))
+        steps = max(1, len(sigmas) - 1)
+        staged = Stages(((steps, model),)) if stages is None else stages(model, request, steps)
+        encoded = encode_stages(staged, request, steps)
         trail.text(encoded.timeline)
         lap("encode")
 
         shape = latent_shape(model.config, request)
         size = (shape[2] * model.config.vae.factor, shape[1] * model.config.vae.factor)
         controls = controls_of(request.controls, networks or {}, model.config.unet, size, shape[1:])
-        denoiser = denoiser_of(model, request, table, sigmas, encoded, start.extra, check, controls)
+        denoiser = denoiser_of(staged, request, table, sigmas, encoded, start.extra, check, controls, guests)
         watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
         latents = sample(denoiser, request, start, shape, model.unet_device, watch.step, trail)
         trail.end(latents)
@@ -226,6 +249,7 @@ def draw(
         accounts=encoded.accounts,
         seconds=seconds,
         trail=trail,
+        applied=staged.applied,
     )
 
 

@@ -17,7 +17,9 @@ from minisd.config import ModelConfig
 from minisd.control import ControlUnit, units
 from minisd.conventions import CONVENTIONS, Forks
 from minisd.errors import ImageError, RequestError, quoted
+from minisd.lora_use import LoraUse, lora_uses
 from minisd.picture import Picture
+from minisd.picture_prompt import PicturePrompt, picture_prompts
 from minisd.samplers.names import find_sampler, find_schedule, split_name
 
 MAX_SIDE = 8192
@@ -64,6 +66,8 @@ class Request:
     image_cfg_scale: float = 1.5
     depth: Picture | None = None
     controls: tuple[ControlUnit, ...] = ()
+    loras: tuple[LoraUse, ...] = ()
+    picture_prompts: tuple[PicturePrompt, ...] = ()
     width: int | None = None
     height: int | None = None
     seed: int | None = None
@@ -145,6 +149,8 @@ class Request:
             choice(self, name, options)
         border(self, "outpaint")
         object.__setattr__(self, "controls", units(self.controls))
+        object.__setattr__(self, "loras", lora_uses(self.loras))
+        object.__setattr__(self, "picture_prompts", picture_prompts(self.picture_prompts))
         self._check_picture()
         for name in ("width", "height"):
             side(self, name)
@@ -315,6 +321,9 @@ class Request:
                 pairs[name] = read_picture(name, pairs[name], paths, pictures)
         if isinstance(given := pairs.get("controls"), tuple):
             pairs["controls"] = tuple(ControlUnit.of(v, paths=paths, pictures=pictures) for v in given)
+        if isinstance(given := pairs.get("picture_prompts"), tuple):
+            made = (PicturePrompt.of(v, paths=paths, pictures=pictures) for v in given)
+            pairs["picture_prompts"] = tuple(made)
         return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -54,6 +54,7 @@ class Result:
             "schedule": self.drawing.schedule,
             "sigmas": list(self.drawing.sigmas),
             "tokens": {"prompt": self.drawing.tokens[0], "read": self.drawing.tokens[1]},
+            "adapters": [asdict(a) for a in self.drawing.applied],
             "seconds": {k: round(v, 3) for k, v in self.drawing.seconds.items()},
         }
 

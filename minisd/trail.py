@@ -129,5 +129,6 @@ class Trail:
             m if isinstance(m, Mark) else Mark(m[0], m[1], tuple(digest(row) for row in m[2].cpu()))
             for m in self._marks
         ]
-        self._marks, self._waiting = [*marks], 0
+        self._marks = list[Mark | tuple[str, float | None, Tensor]](marks)
+        self._waiting = 0
         return tuple(marks)

@@ -57,6 +57,8 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
         attention=args.attention,
         kernels=args.kernels,
         vae_tile=args.vae_tile,
+        loras=args.lora_dir,
+        embeddings=args.embeddings,
     ) as engine:
         bar.begun = time.perf_counter()
         try:

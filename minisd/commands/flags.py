@@ -7,7 +7,9 @@ import typing
 from dataclasses import MISSING, fields
 
 from minisd.control import ControlUnit
+from minisd.lora_use import LoraUse
 from minisd.picture import Picture
+from minisd.picture_prompt import PicturePrompt
 from minisd.request import Request
 
 FIELD_HELP: dict[str, str] = {
@@ -31,6 +33,8 @@ FIELD_HELP: dict[str, str] = {
     "mask_soft": "grey in the mask: how far that place is changed (differential inpainting)",
     "image_cfg_scale": "instruct-pix2pix: how strongly the picture holds",
     "controls": "model=FILE,image=FILE,weight=0.8,preprocessor=canny: a control network; once for each",
+    "loras": "NAME[:WEIGHT[:TE]] of the folder --lora-dir, or a file: an adapter; once for each",
+    "picture_prompts": "model=FILE,encoder=FILE,image=FILE,weight=0.8: an IP-Adapter; once for each",
     "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
@@ -96,6 +100,9 @@ FIELD_HELP: dict[str, str] = {
 }
 
 
+SHORT = {"controls": ("--control",), "loras": ("--lora",)}  # said once for each
+
+
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of Request but the prompt. A flag that is not given leaves the field's
     default."""
@@ -115,8 +122,10 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[field.name] == tuple[int, int] or tuple[int, int] in kinds:
             options |= {"type": int, "nargs": 2, "metavar": "N"}
-        elif hints[field.name] == tuple[ControlUnit, ...]:
+        elif hints[field.name] in (tuple[ControlUnit, ...], tuple[PicturePrompt, ...]):
             options |= {"action": "append", "metavar": "UNIT"}
+        elif hints[field.name] == tuple[LoraUse, ...]:
+            options |= {"action": "append", "metavar": "LORA"}
         elif tuple[int, ...] in kinds:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         elif hints[field.name] == tuple[str, ...]:
@@ -133,8 +142,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options["metavar"] = field.name.split("_")[-1].upper()
         if field.default not in (None, MISSING, "", ()) and "default" not in str(options["help"]):
             options["help"] = f"{options['help']} (default: {field.default})"
-        flag = "--" + field.name.replace("_", "-")
-        place.add_argument(flag, dest=field.name, **options)  # type: ignore[arg-type]
+        flags = ["--" + field.name.replace("_", "-"), *SHORT.get(field.name, ())]
+        place.add_argument(*flags, dest=field.name, **options)  # type: ignore[arg-type]
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +156,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--text-encoder-2", metavar="PATH", help="take the second text encoder (SDXL) from this file"
     )
+    group.add_argument("--lora-dir", metavar="DIR", help="LoRA files, by their names")
+    group.add_argument("--embeddings", metavar="DIR", help="textual inversions: words that prompts may use")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy of the UNet")
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: what torch finds)"
