@@ -91,6 +91,42 @@ class T2IAdapterConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """The image tower of CLIP (Radford et al. 2021, arXiv:2103.00020); the defaults are those of OpenCLIP's
+    ViT-H/14."""
+
+    image_size: int = 224
+    patch: int = 14
+    width: int = 1280
+    layers: int = 32
+    num_heads: int = 16
+    mlp_dim: int = 5120
+    activation: Literal["quick_gelu", "gelu"] = "gelu"
+    projection_dim: int = 1024
+
+
+@dataclass(frozen=True)
+class IPAdapterConfig:
+    """IP-Adapter (Ye et al. 2023, arXiv:2308.06721): tokens of a picture, and keys and values for them.
+
+    kind: what makes tokens: "linear" from the picture's projected vector, "resampler" (plus) and "mlp" (full
+    face) from the tower's tokens before its last layer. clip_dim: of these. tokens: their number ("mlp": as
+    many as the tower's). attentions: channels of each attention to the text, in the order of diffusers: down,
+    up, middle. depth, width, mlp_dim: of the resampler.
+    """
+
+    kind: Literal["linear", "resampler", "mlp"]
+    clip_dim: int
+    context_dim: int
+    attentions: tuple[int, ...]
+    tokens: int = 4
+    depth: int = 0
+    width: int = 0
+    mlp_dim: int = 0
+    head_dim: int = 64
+
+
+@dataclass(frozen=True)
 class RRDBNetConfig:
     """ESRGAN's network (Wang et al. 2018, arXiv:1809.00219) and Real-ESRGAN's (arXiv:2107.10833).
 

@@ -98,7 +98,7 @@ class ControlUnit:
     @property
     def is_path(self) -> bool:
         """Whether `model` is spelled as a path. Names that an engine knows come first."""
-        return "/" in self.model or "\\" in self.model or self.model.endswith(FILE_NAMES)
+        return is_path(self.model)
 
     @classmethod
     def of(
@@ -134,6 +134,11 @@ class ControlUnit:
         default = {f.name: f.default for f in fields(self)}
         values = {name: getattr(self, name) for name in default}
         return {k: v.to_dict() if isinstance(v, Picture) else v for k, v in values.items() if v != default[k]}
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is spelled as the path of a file."""
+    return "/" in name or "\\" in name or name.endswith(FILE_NAMES)
 
 
 def from_text(text: str) -> dict[str, object]:

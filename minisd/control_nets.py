@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from minisd.config import ControlNetConfig
-from minisd.control import ControlUnit
+from minisd.control import ControlUnit, is_path
 from minisd.control_run import Network
 from minisd.errors import CheckpointError, RequestError, listed, quoted
 from minisd.model import Model
@@ -71,21 +71,22 @@ class ControlNets:
         with self._lock:
             self._names[name] = Path(path)
 
-    def path(self, unit: ControlUnit) -> Path:
-        """The file that a unit means. Raises RequestError for a name that is not known."""
-        if unit.model in self._names:
-            return self._names[unit.model]
-        if not unit.is_path and not os.path.isdir(unit.model):
+    def path(self, name: str, field: str = "controls") -> Path:
+        """The file that a name means: one that was given, or a path. Raises RequestError for this field of
+        a Request."""
+        if name in self._names:
+            return self._names[name]
+        if not is_path(name) and not os.path.isdir(name):
             known = f"known are {listed(self.names)}" if self.names else "the engine knows none by name"
             raise RequestError(
-                f"there is no control network {quoted(unit.model)}; {known}; or give the path of a file",
-                field="controls",
+                f"there is no control network or adapter {quoted(name)}; {known}; or give the path of a file",
+                field=field,
             )
-        return Path(unit.model)
+        return Path(name)
 
     def networks(self, units: Iterable[ControlUnit], model: Model) -> dict[str, Network]:
         """{name: network} of the units that act; loads what is not there."""
-        return {u.model: self._network(self.path(u), model) for u in units if u.weight != 0.0}
+        return {u.model: self._network(self.path(u.model), model) for u in units if u.weight != 0.0}
 
     def _network(self, path: Path, model: Model) -> Network:
         file = file_of(path)

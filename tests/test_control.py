@@ -294,7 +294,7 @@ def test_wrong_units_are_refused_by_name(fields: dict[str, object], message: str
 
 
 def test_wrong_units_of_a_request(folder: Path) -> None:
-    with pytest.raises(RequestError, match="no control network 'edge'; known are"):
+    with pytest.raises(RequestError, match="no control network or adapter 'edge'; known are"):
         drawn("sd1", folder, unit("edge"))
     with pytest.raises(CheckpointError, match="family"):
         drawn("sd1", folder, unit("sdxl"))

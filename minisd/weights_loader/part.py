@@ -12,12 +12,14 @@ from torch import Tensor
 
 from minisd.config import (
     ControlNetConfig,
+    IPAdapterConfig,
     T2IAdapterConfig,
     TAESDConfig,
     TextConfig,
     UNetConfig,
     UpscalerConfig,
     VAEConfig,
+    VisionConfig,
 )
 from minisd.errors import CheckpointError, listed, quoted
 from minisd.weights_loader.rule import Rule, expected_theirs
@@ -25,7 +27,8 @@ from minisd.weights_loader.source import TensorInfo, TensorSource
 
 Tensors = Mapping[str, TensorInfo]
 ModelPart = UNetConfig | VAEConfig | TextConfig | TAESDConfig
-Config = ModelPart | ControlNetConfig | T2IAdapterConfig | UpscalerConfig
+Control = ControlNetConfig | T2IAdapterConfig | IPAdapterConfig | VisionConfig
+Config = ModelPart | Control | UpscalerConfig
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
