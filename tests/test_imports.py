@@ -31,6 +31,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.images",
     "minisd.lab",
     "minisd.lab.work",
+    "minisd.lora_use",
     "minisd.picture",
     "minisd.picture_prompt",
     "minisd.pipeline",
