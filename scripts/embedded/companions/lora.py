@@ -1,0 +1,89 @@
+"""A style LoRA in kohya's format: with the words "pixel art" in the prompt, pictures of blocks of 8 pixels.
+
+A third of the pictures are plain and have plain captions, so that the style hangs on the words, and the text
+encoder, which did not know them, must learn them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from minisd.weights_loader.lora_names import Target, spellings
+
+from ..captions import caption
+from ..pictures import Painter, PictureSource
+from .base import Base, descent
+
+RANK, ALPHA, BLOCK, BATCH, PLAIN = 8, 8.0, 8, 16, 0.33
+WORDS = "pixel art"
+
+
+class LowRank(nn.Module):
+    """weight -> weight + alpha / rank up down; up begins at 0."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(RANK, *weight.shape[1:]) / weight[0].numel() ** 0.5)
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], RANK))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + ALPHA / RANK * (self.up @ self.down.flatten(1)).view_as(weight)
+
+
+def chosen(base: Base) -> dict[str, Target]:
+    """{name in kohya's files: module}: attention, feed-forward and projections of transformers, 3x3
+    convolutions of residual blocks, and the linear layers of the text encoder."""
+    named: dict[str, Target] = {}
+    taken: set[Target] = set()
+    for name, target in spellings(base.config).items():
+        prefix = "lora_unet_" if target.part == "unet" else "lora_te_text_model_"
+        inside = ("_attentions_", "_resnets_") if target.part == "unet" else ("_layers_",)
+        fits = name.startswith(prefix) and any(i in name for i in inside) and len(target.shape) >= 2
+        if fits and "time_emb" not in name and target not in taken:
+            named[name] = target
+            taken.add(target)
+    return named
+
+
+def pixelated(pictures: Tensor) -> Tensor:
+    """Means of blocks, b 3 h w."""
+    return F.interpolate(F.avg_pool2d(pictures, BLOCK), scale_factor=BLOCK, mode="nearest")
+
+
+def train(
+    base: Base, painter: Painter, source: PictureSource, minutes: float, say: Callable[[str], None]
+) -> dict[str, Tensor]:
+    torch.manual_seed(22)
+    rng, generator = random.Random(22), torch.Generator().manual_seed(22)
+    parts: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text}
+    factors: dict[str, LowRank] = {}
+    for name, target in chosen(base).items():
+        module = parts[target.part].get_submodule(target.module)
+        assert isinstance(module.weight, Tensor)
+        factors[name] = LowRank(module.weight)
+        parametrize.register_parametrization(module, "weight", factors[name])
+    parameters = [p for f in factors.values() for p in f.parameters()]
+    for step in descent(parameters, 3e-3, minutes, say):
+        pictures = [source.draw(rng) for _ in range(BATCH)]
+        x = painter.paint(pictures)
+        texts = [caption(p, source.emoji, rng) for p in pictures]
+        for row in range(round(BATCH * PLAIN), BATCH):
+            x[row] = pixelated(x[row : row + 1])[0]
+            texts[row] = rng.choice((f"{texts[row]}, {WORDS}", f"{WORDS}, {texts[row]}"))
+        noised, t, v = base.noised(base.latents(x), generator)
+        step((base.unet(noised, t, base.context(texts)) - v).square().mean())
+    tensors: dict[str, Tensor] = {}
+    for name, factor in factors.items():
+        up = factor.up if factor.down.ndim == 2 else factor.up[:, :, None, None]
+        tensors |= {
+            f"{name}.lora_down.weight": factor.down.detach().half(),
+            f"{name}.lora_up.weight": up.detach().half(),
+            f"{name}.alpha": torch.tensor(ALPHA).half(),
+        }
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
