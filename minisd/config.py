@@ -182,6 +182,9 @@ class VAEConfig:
     embed_dim: int = 4
     norm_groups: int = 32  # of every GroupNorm; shapes cannot tell
     scale_factor: float = 0.18215  # latent = scale_factor * z; 0.13025 for SDXL. Shapes cannot tell.
+    # per channel, of z: latent = scale_factor * (z - mean) / std (Playground v2.5)
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     @property
     def factor(self) -> int:
@@ -365,5 +368,10 @@ SDXL_REFINER = ModelConfig(
     size=1024,
     size_conditioning="refiner",
 )
+
+# of Playground v2.5 (Li et al. 2024, arXiv:2402.17245), as its vae/config.json has them
+PLAYGROUND_SCALE = 0.5
+PLAYGROUND_MEAN = (-1.6574, 1.886, -1.383, 2.5155)
+PLAYGROUND_STD = (8.4927, 5.9022, 6.5498, 5.2299)
 
 FAMILIES: dict[str, ModelConfig] = {c.family: c for c in (SD1, SD2, SDXL, SDXL_REFINER)}

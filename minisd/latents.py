@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.config import VAEConfig
 from minisd.errors import NumericalError
 from minisd.model import Model
 from minisd.models.tiling import tiled
@@ -49,6 +50,26 @@ def encode(model: Model, pixels: Tensor, sampled: Callable[[Tensor], Tensor] | N
     return z
 
 
+def to_unet(z: Tensor, config: VAEConfig) -> Tensor:
+    """Latents as the UNet was trained on them, from what the VAE gives: b c h w."""
+    if config.latents_mean is None or config.latents_std is None:
+        return z * config.scale_factor
+    mean, std = per_channel(config.latents_mean, z), per_channel(config.latents_std, z)
+    return (z - mean) * (config.scale_factor / std)
+
+
+def to_vae(latents: Tensor, config: VAEConfig) -> Tensor:
+    """The way back."""
+    if config.latents_mean is None or config.latents_std is None:
+        return latents / config.scale_factor
+    mean, std = per_channel(config.latents_mean, latents), per_channel(config.latents_std, latents)
+    return latents * (std / config.scale_factor) + mean
+
+
+def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
 def decode(model: Model, latents: Tensor) -> Tensor:
     """Latents b 4 h w, scaled as the UNet sees them -> pixels b 3 H W, about -1 .. 1.
 
@@ -56,7 +77,7 @@ def decode(model: Model, latents: Tensor) -> Tensor:
     """
     vae = model.vae
     plan = model.plan.part("vae")
-    z = (latents / model.config.vae.scale_factor).to(plan.device, plan.dtype.value)
+    z = to_vae(latents, model.config.vae).to(plan.device, plan.dtype.value)
     tile, factor = model.plan.vae_tile.value, model.config.vae.factor
     if tile is None:
         pixels = vae.decode(z)

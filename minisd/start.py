@@ -21,7 +21,7 @@ from torch import Tensor
 from minisd.canvas import Canvas
 from minisd.errors import RequestError
 from minisd.guidance import step_at
-from minisd.latents import encode, to_pixels
+from minisd.latents import encode, to_pixels, to_unet
 from minisd.model import Model
 from minisd.request import Request
 from minisd.samplers.schedule import SigmaTable
@@ -84,9 +84,8 @@ def start_of(
     # nothing of the picture is left in the noise of a model that sees it in channels of its own
     alone = request.strength == 1.0 and (kind == "ip2p" or (kind == "inpaint" and not request.forks.paste))
     draws, latents = 0, None
-    factor = model.config.vae.scale_factor
     if not alone:
-        z = encode(model, to_pixels(canvas.image), sampler_of(request, draws)) * factor
+        z = to_unet(encode(model, to_pixels(canvas.image), sampler_of(request, draws)), model.config.vae)
         draws += request.forks.vae_latent == "sample"
         latents = z.to(model.unet_device, torch.promote_types(model.unet_dtype, torch.float32))
         latents = latents.expand(request.count, -1, -1, -1)
@@ -184,7 +183,7 @@ def extra_channels(model: Model, request: Request, canvas: Canvas | None, draw: 
     if kind == "none":
         return None
     assert request.width is not None and request.height is not None
-    factor, scale = model.config.vae.factor, model.config.vae.scale_factor
+    factor, vae = model.config.vae.factor, model.config.vae
     if kind == "depth":
         if request.depth is None:
             raise RequestError(f"{model.name} is a depth model: it needs a depth map", field="depth")
@@ -198,14 +197,14 @@ def extra_channels(model: Model, request: Request, canvas: Canvas | None, draw: 
         extra = encode(model, to_pixels(canvas.image))  # the mean, and not scaled: so it was trained
     elif canvas is None:
         grey = torch.zeros(1, 3, request.height, request.width)
-        masked = encode(model, grey) * scale
+        masked = to_unet(encode(model, grey), vae)
         extra = torch.cat([masked.new_ones(1, 1, *masked.shape[-2:]), masked], dim=1)
     else:
         pixels = to_pixels(canvas.image)
         covered = torch.ones(1, 1, *pixels.shape[-2:])
         if canvas.mask is not None:
             covered = torch.from_numpy(np.array(canvas.mask, dtype=np.float32))[None, None] / 255
-        masked = encode(model, pixels * (covered < 0.5), sampler_of(request, draw)) * scale
+        masked = to_unet(encode(model, pixels * (covered < 0.5), sampler_of(request, draw)), vae)
         whole = Image.new("L", canvas.image.size, 255) if canvas.mask is None else canvas.mask
         mask = drawn_latents(whole, request, factor).to(masked)
         extra = torch.cat([mask.expand(len(masked), -1, -1, -1), masked], dim=1)

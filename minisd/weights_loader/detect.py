@@ -13,7 +13,16 @@ from functools import partial
 
 from torch import Tensor
 
-from minisd.config import FAMILIES, ModelConfig, TextUse, UNetConfig
+from minisd.config import (
+    FAMILIES,
+    PLAYGROUND_MEAN,
+    PLAYGROUND_SCALE,
+    PLAYGROUND_STD,
+    ModelConfig,
+    TextUse,
+    UNetConfig,
+    VAEConfig,
+)
 from minisd.errors import CheckpointError, listed
 from minisd.weights_loader.config_json import KEY, Declared, config_from_json
 from minisd.weights_loader.derive import Heads, derive_unet, published_heads
@@ -125,6 +134,9 @@ def _model(
         read_norm1=partial(read, norm1) if read is not None and norm1 in tensors else None,
     )
     evidence.append(training.evidence)
+    if training.prediction == "edm_eps":
+        vae = _playground(vae)
+        evidence.append(f"latents of mean {vae.latents_mean} and spread {vae.latents_std}: as published")
     size = 768 if family == "sd2" and training.prediction == "v" else row.size
     config = replace(
         row,
@@ -187,6 +199,16 @@ def _unet_config(
             "a file of other widths than the published ones must say its heads in the metadata minisd.config"
         )
     return unet, heads
+
+
+def _playground(vae: VAEConfig) -> VAEConfig:
+    """With the mean and spread of Playground v2.5, the one model trained as EDM with eps."""
+    return replace(
+        vae,
+        scale_factor=PLAYGROUND_SCALE,
+        latents_mean=PLAYGROUND_MEAN,
+        latents_std=PLAYGROUND_STD,
+    )
 
 
 def _scale_factor(

@@ -177,6 +177,8 @@ def vae_json(config: ModelConfig) -> Json:
         "force_upcast": config.size_conditioning != "none",
         "in_channels": vae.in_channels,
         "latent_channels": vae.z_channels,
+        **({} if vae.latents_mean is None else {"latents_mean": list(vae.latents_mean)}),
+        **({} if vae.latents_std is None else {"latents_std": list(vae.latents_std)}),
         "layers_per_block": vae.num_res_blocks,
         "norm_num_groups": vae.norm_groups,
         "out_channels": vae.out_channels,

@@ -45,7 +45,12 @@ def _vae(config: ModelConfig, other: Checkpoint) -> Taken:
             f"the UNet needs {config.vae.z_channels}"
         )
     # the scale belongs to the latents that the UNet was trained on
-    vae = replace(piece.config, scale_factor=config.vae.scale_factor)
+    vae = replace(
+        piece.config,
+        scale_factor=config.vae.scale_factor,
+        latents_mean=config.vae.latents_mean,
+        latents_std=config.vae.latents_std,
+    )
     return other.source_of("vae"), replace(piece, config=vae), replace(config, vae=vae)
 
 
