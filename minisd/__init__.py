@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PlanError,
         RequestError,
     )
+    from minisd.model import plan
     from minisd.pipeline import Preview, Progress
     from minisd.placement import Plan
     from minisd.request import Request
@@ -47,6 +48,7 @@ WHERE = {
     "Preview": "pipeline",
     "Progress": "pipeline",
     "Plan": "placement",
+    "plan": "model",
     "convert": "conversion",
     "Request": "request",
     "open_checkpoint": "weights_loader.checkpoint",
@@ -70,6 +72,7 @@ __all__ = [
     "convert",
     "load",
     "open_checkpoint",
+    "plan",
 ]
 
 

@@ -14,9 +14,11 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Unpack
 
 from minisd import __version__
 from minisd.control_nets import ControlNets
@@ -29,6 +31,7 @@ from minisd.placement import Plan
 from minisd.request import Request
 from minisd.result import Result
 from minisd.trail import Trail
+from minisd.wishes import Named
 
 EMBEDDED = "emoji.safetensors"
 
@@ -82,18 +85,19 @@ class Engine:
         Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
         model = self.model
         whole = request.for_model(model.config, seed=secrets.randbits(32))
-        drawing = draw(
-            model,
-            whole,
-            on_event=on_event,
-            cancel=cancel,
-            preview_every=preview_every,
-            trail=trail,
-            networks=self.controls.networks(whole.controls, model),
-            guests=guests_of(whole.picture_prompts, model, self.controls.path),
-            stages=self.loras.stages,
-        )
-        return Result(drawing, model.name, __version__)
+        with nullcontext() if model.executor is None else model.executor.busy():
+            drawing = draw(
+                model,
+                whole,
+                on_event=on_event,
+                cancel=cancel,
+                preview_every=preview_every,
+                trail=trail,
+                networks=self.controls.networks(whole.controls, model),
+                guests=guests_of(whole.picture_prompts, model, self.controls.path),
+                stages=self.loras.stages,
+            )
+        return Result(drawing, model.name, __version__, model.plan, model.files)
 
     def stream(
         self, request: Request, *, cancel: CancelToken | None = None, preview_every: int = 0
@@ -138,7 +142,9 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the weights. Drawings under way finish with theirs."""
-        self._model = None
+        model, self._model = self._model, None
+        if model is not None and model.executor is not None:
+            model.executor.close()
         self.controls.clear()
         self.loras.clear()
 
@@ -162,15 +168,12 @@ def load(
     text_encoder_2: str | os.PathLike[str] | None = None,
     tiny_vae: str | os.PathLike[str] | None = None,
     ema: bool | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    vae_dtype: str = "auto",
-    attention: str = "auto",
     kernels: str = "auto",
-    vae_tile: int | None = None,
+    request: Request | None = None,
     controls: Mapping[str, str | os.PathLike[str]] | None = None,
     loras: str | os.PathLike[str] | None = None,
     embeddings: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    **named: Unpack[Named],
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
 
@@ -178,9 +181,11 @@ def load(
     what it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the
     family's authors do). controls: {name: file} of control networks, IP-Adapters and image encoders that
     a Request may name; they are loaded when one does. loras: a folder of adapters that a Request or a
-    prompt may name. embeddings: a folder of textual inversions, or {word: file}. device, dtype,
-    vae_dtype, attention, vae_tile: by name instead of automatic. kernels: names for operations, and
-    restructurings ("triton", "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
+    prompt may name. embeddings: a folder of textual inversions, or {word: file}. request:
+    what room is to be left for (None: a picture of the size the model was trained at). named: what is
+    not left to the plan, the fields of `Wishes` (device, dtype, memory="6GiB", offload="staged", vae_tile,
+    ...). kernels: names for operations, and restructurings ("triton", "geglu=triton,fused_qkv,text_once";
+    `minisd kernels list`).
     Raises CheckpointError, PlanError.
     """
     model = load_model(
@@ -190,12 +195,9 @@ def load(
         text_encoder_2=text_encoder_2,
         tiny_vae=tiny_vae,
         ema=ema,
-        device=device,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        attention=attention,
         kernels=kernels,
-        vae_tile=vae_tile,
+        request=request,
+        **named,
     )
     if embeddings is not None:
         model = replace(model, embeddings=embeddings_from(embeddings, model))

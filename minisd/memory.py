@@ -23,6 +23,8 @@ from minisd.models.clip import TextEncoder
 from minisd.models.tiling import tiled
 from minisd.models.unet import CrossAttention, UNet
 from minisd.models.vae import AttnBlock, AutoencoderKL
+from minisd.residency import all_tensors, pieces
+from minisd.wishes import Residency
 
 COUNTED = ("sliced", "reference")  # attention that makes its scores out of plain operations
 
@@ -30,7 +32,8 @@ COUNTED = ("sliced", "reference")  # attention that makes its scores out of plai
 class Tally(TorchFunctionMode):
     """Counts the bytes of tensors that live at the same time. `peak` is the most there were.
 
-    owned: tensors that are not counted (weights). reorders: convolutions copy what they read and write.
+    owned: tensors that are not counted (weights). reorders: convolutions copy what they read (measured:
+    pixels and weight, not the result).
     """
 
     def __init__(self, owned: list[Tensor], reorders: bool) -> None:
@@ -50,7 +53,7 @@ class Tally(TorchFunctionMode):
         elif func is torch.conv2d:
             out = convolved(*args)
             if self.reorders and args[1].shape[-1] > 1:
-                extra = args[0].nbytes + args[1].nbytes + out.nbytes
+                extra = args[0].nbytes + args[1].nbytes
         elif func in (F.group_norm, F.layer_norm):
             out = torch.empty_like(args[0])
         else:
@@ -92,15 +95,73 @@ def convolved(
     return x.new_empty(x.shape[0], weight.shape[0], *sides)
 
 
-def counted(network: nn.Module, attention: str, run: Callable[[], object], reorders: bool) -> int:
-    """Most bytes that live at once during `run`, without the network's weights."""
+def counted(
+    network: nn.Module,
+    attention: str,
+    run: Callable[[], object],
+    reorders: bool,
+    flow: Residency = "resident",
+) -> int:
+    """Most bytes that live at once during `run`, without the network's weights; with those of its pieces that
+    are there at that moment, where they come and go (flow "streamed" or "disk")."""
     for module in network.modules():
         if isinstance(module, CrossAttention | AttnBlock):
             module.implementation = attention if attention in COUNTED else "sdpa"
     tally = Tally([*network.parameters()], reorders)
-    with torch.inference_mode(), tally:
+    with torch.inference_mode(), tally if flow == "resident" else Flowing(tally, network, flow, run):
         run()
     return tally.peak
+
+
+class Flowing:
+    """Counts pieces of a network among what lives, as they come and go: `with Flowing(...): run()`.
+
+    The order is that of a first run, which is not counted. flow "streamed": the next piece is there before
+    the one that computes has gone.
+    """
+
+    def __init__(self, tally: Tally, network: nn.Module, flow: Residency, run: Callable[[], object]) -> None:
+        self.tally, self.ahead = tally, flow == "streamed"
+        self.order: list[str] = []
+        self.sizes: dict[str, int] = {}
+        self.present: set[str] = set()
+        tensors = all_tensors(network)
+        self.entered: Callable[[str], None] = self.order.append
+        self.left: Callable[[str], None] = lambda name: None
+        for piece in pieces(network):
+            name = piece.module
+            self.sizes[name] = sum(tensors[t].nbytes for t in piece.tensors)
+            self._watch(network.get_submodule(name), name)
+        with tally:
+            run()
+        tally.live = tally.peak = self.at = 0
+        self.entered, self.left = self.come, self.go
+
+    def _watch(self, module: nn.Module, name: str) -> None:
+        module.register_forward_pre_hook(lambda m, a: self.entered(name))
+        module.register_forward_hook(lambda m, a, o: self.left(name))
+
+    def come(self, name: str) -> None:
+        self.add(name)
+        self.at += 1
+        if self.ahead and self.at < len(self.order):
+            self.add(self.order[self.at])
+
+    def add(self, name: str) -> None:
+        if name not in self.present:
+            self.present.add(name)
+            self.tally.live += self.sizes[name]
+            self.tally.peak = max(self.tally.peak, self.tally.live)
+
+    def go(self, name: str) -> None:
+        self.present.discard(name)
+        self.tally.live -= self.sizes[name]
+
+    def __enter__(self) -> None:
+        self.tally.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.tally.__exit__(*error)
 
 
 def built(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
@@ -119,6 +180,7 @@ def unet_work(
     dtype: torch.dtype,
     attention: str = "sdpa",
     reorders: bool = False,
+    flow: Residency = "resident",
 ) -> int:
     """Bytes of one call of the UNet over `batch` latents of this size, `tokens` of text each, beside its
     weights."""
@@ -129,7 +191,7 @@ def unet_work(
         depth_mid=min(config.depth_mid, 1),
         depth_out=tuple(min(d, 1) for d in config.depth_out),
     )
-    network = built(lambda: UNet(once), dtype)
+    network = built(lambda: UNet(once if flow == "resident" else config), dtype)
     like = {"device": "meta", "dtype": dtype}
 
     def run() -> None:
@@ -138,7 +200,7 @@ def unet_work(
         y = None if config.y_dim is None else torch.empty(batch, config.y_dim, **like)
         network(x, torch.empty(1, device="meta"), context, y)
 
-    return counted(network, attention, run, reorders)
+    return counted(network, attention, run, reorders, flow)
 
 
 @lru_cache(maxsize=256)
@@ -150,6 +212,7 @@ def vae_work(
     dtype: torch.dtype,
     attention: str = "sdpa",
     reorders: bool = False,
+    flow: Residency = "resident",
 ) -> int:
     """Bytes of decoding one latent of this size, in tiles of `tile` latents if given, beside the weights."""
     network = built(lambda: AutoencoderKL(config), dtype)
@@ -162,15 +225,15 @@ def vae_work(
         else:
             tiled(network.decode, z, tile=tile, overlap=tile // 4, up=config.factor)
 
-    return counted(network, attention, run, reorders)
+    return counted(network, attention, run, reorders, flow)
 
 
 @lru_cache(maxsize=64)
-def text_work(config: TextConfig, dtype: torch.dtype) -> int:
+def text_work(config: TextConfig, dtype: torch.dtype, flow: Residency = "resident") -> int:
     """Bytes of encoding one row of 77 tokens, beside the weights."""
     once = replace(config, layers=1)
-    network = built(lambda: TextEncoder(once), dtype)
+    network = built(lambda: TextEncoder(once if flow == "resident" else config), dtype)
     row = torch.empty(1, config.max_length, dtype=torch.int64, device="meta")
     pooled = config.projection_dim is not None and config.final_layer_norm
     norm = config.final_layer_norm
-    return counted(network, "sdpa", lambda: network(row, final_norm=norm, pooled=pooled), False)
+    return counted(network, "sdpa", lambda: network(row, final_norm=norm, pooled=pooled), False, flow)

@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import Unpack, cast
 
 import torch
 from torch import nn
 
 from minisd.config import ModelConfig
 from minisd.errors import CheckpointError
+from minisd.executor import Executor
 from minisd.models.clip import TextEncoder
 from minisd.models.fused import use
 from minisd.models.graph import Graphs
@@ -20,8 +22,14 @@ from minisd.models.taesd import TAESD
 from minisd.models.unet import UNet, compile_regions
 from minisd.models.vae import AutoencoderKL
 from minisd.placement import Plan, make_plan
+from minisd.plan_devices import device_facts
+from minisd.planner import Sizes, choose
+from minisd.request import Request
+from minisd.residency import all_tensors
 from minisd.text.embeddings import Embedding
+from minisd.weights import FileWeights
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
+from minisd.wishes import Named, Wishes, named_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Model:
     plan: Plan
     tiny_vae: TAESD | None = None
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # learned words, by name
+    files: tuple[Path, ...] = ()  # what it was loaded from
+    executor: Executor | None = None  # of weights that do not stay
 
     @property
     def unet_device(self) -> torch.device:
@@ -46,22 +56,111 @@ class Model:
         return self.plan.part("unet").dtype.value
 
 
-def fill(network: nn.Module, checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None) -> None:
-    """Weights into a network built on the meta device, then to where and how the plan wants it."""
-    where = plan.part(part)
-    weights = checkpoint.state_dict(part, dtype=where.dtype.value, ema=ema)
-    network.load_state_dict(weights, strict=True, assign=True)
-    del weights  # what moves below must not be held twice
+def fill(network: nn.Module, weights: FileWeights, plan: Plan, part: str, executor: Executor) -> None:
+    """Weights into a network built on the meta device: now, or by the executor whenever they are needed."""
     network.requires_grad_(False).eval()
-    network.to(where.device)
-    if part in plan.channels_last.value:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
+    places = all_tensors(network)
+    weights.check_names(set(places))
+    residency = plan.part(part).residency.value
+    if residency == "resident":
+        network.load_state_dict(weights.fresh(tuple(places)), strict=True, assign=True)
+        network.requires_grad_(False)
+    else:
+        executor.manage(part, network, residency, weights.fresh)
+        if isinstance(network, TextEncoder):
+            network.place = torch.device(plan.part(part).device)
     kernels = plan.kernels.value
     use(network, kernels)
     if isinstance(network, UNet):
         network.graphs = Graphs() if kernels.graph else None
         if kernels.compiled:
             compile_regions(network)
+
+
+def file_weights(checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None) -> FileWeights:
+    where = plan.part(part)
+    device = torch.device(where.device)
+    return FileWeights(
+        checkpoint,
+        part,
+        dtype=where.dtype.value,
+        device=device,
+        ema=ema,
+        channels_last=part in plan.channels_last.value,
+        # beside another device's memory, the host's holds what comes and goes, unless nothing is to be kept
+        kept=device.type != "cpu" and where.residency.value in ("staged", "streamed"),
+    )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files that parts are taken from instead of the checkpoint."""
+
+    vae: str | os.PathLike[str] | None = None
+    text_encoder: str | os.PathLike[str] | None = None
+    text_encoder_2: str | os.PathLike[str] | None = None
+    tiny_vae: str | os.PathLike[str] | None = None
+
+
+def opened(path: str | os.PathLike[str], paths: Paths, files: ExitStack) -> Checkpoint:
+    """The checkpoint with its parts exchanged; `files` closes what was opened."""
+    checkpoint = files.enter_context(open_checkpoint(path))
+    swaps = {
+        "vae": paths.vae,
+        "text_encoder": paths.text_encoder,
+        "text_encoder_2": paths.text_encoder_2,
+        "taesd": paths.tiny_vae,
+    }
+    for part, other in swaps.items():
+        if other is not None:
+            checkpoint = checkpoint.swap(part, files.enter_context(open_checkpoint(other)))
+    return checkpoint
+
+
+def plan_of(
+    checkpoint: Checkpoint,
+    request: Request | None,
+    paths: Paths,
+    wishes: Wishes,
+    *,
+    kernels: str = "auto",
+    count: bool = True,
+) -> Plan:
+    """The plan for a checkpoint, by its headers. `request` says what is to be drawn; without one, a picture
+    of the size the model was trained at."""
+    config = usable(checkpoint)
+    names = [
+        *(u.part for u in config.text),
+        "unet",
+        "vae",
+        *(["taesd"] if paths.tiny_vae is not None else []),
+    ]
+    elements = {name: checkpoint.elements(name) for name in names}
+    places = {p.device for p in make_plan(elements, **named_of(wishes)).parts}
+    devices = {place: device_facts(place) for place in places}
+    sizes = Sizes.of(config, request)
+    return choose(config, elements, sizes, wishes, devices, kernels=kernels, count=count)
+
+
+def plan(
+    path: str | os.PathLike[str],
+    request: Request | None = None,
+    *,
+    vae: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
+    text_encoder_2: str | os.PathLike[str] | None = None,
+    tiny_vae: str | os.PathLike[str] | None = None,
+    kernels: str = "auto",
+    **named: Unpack[Named],
+) -> Plan:
+    """What loading this file for this request would do: where each part lives, in what precision, why, and
+    how much memory each stage takes. Reads headers only. `named`: the fields of `Wishes`.
+
+    Raises CheckpointError, PlanError (what would fit), RequestError.
+    """
+    paths = Paths(vae, text_encoder, text_encoder_2, tiny_vae)
+    with ExitStack() as files:
+        return plan_of(opened(path, paths, files), request, paths, Wishes(**named), kernels=kernels)
 
 
 def load_model(
@@ -72,46 +171,31 @@ def load_model(
     text_encoder_2: str | os.PathLike[str] | None = None,
     tiny_vae: str | os.PathLike[str] | None = None,
     ema: bool | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    vae_dtype: str = "auto",
-    attention: str = "auto",
     kernels: str = "auto",
-    vae_tile: int | None = None,
+    request: Request | None = None,
+    **named: Unpack[Named],
 ) -> Model:
     """Open, plan, build. Parts named by a path replace those of the checkpoint, or supply what it lacks.
 
-    Weights are read tensor by tensor into their planned dtype, a part at a time.
+    Weights that stay are read tensor by tensor into their planned dtype, a part at a time; for others the
+    files stay open until the model's executor is closed. request: what room is to be left for.
     """
+    paths = Paths(vae, text_encoder, text_encoder_2, tiny_vae)
     with ExitStack() as files:
-        checkpoint = files.enter_context(open_checkpoint(path))
-        swaps = {
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "text_encoder_2": text_encoder_2,
-            "taesd": tiny_vae,
-        }
-        for part, other in swaps.items():
-            if other is not None:
-                checkpoint = checkpoint.swap(part, files.enter_context(open_checkpoint(other)))
+        checkpoint = opened(path, paths, files)
         config = usable(checkpoint)
-        names = [*(u.part for u in config.text), "unet", "vae", *(["taesd"] if tiny_vae is not None else [])]
-        plan = make_plan(
-            {name: checkpoint.elements(name) for name in names},
-            device=device,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            attention=attention,
-            kernels=kernels,
-            vae_tile=vae_tile,
-        )
+        plan = plan_of(checkpoint, request, paths, Wishes(**named), kernels=kernels, count=False)
         with torch.device("meta"):
             networks: dict[str, nn.Module] = {use.part: TextEncoder(use.config) for use in config.text}
             networks |= {"unet": UNet(config.unet), "vae": AutoencoderKL(config.vae)}
             if tiny_vae is not None:
                 networks["taesd"] = TAESD(checkpoint.taesd_config)
+        executor = Executor()
         for name, network in networks.items():
-            fill(network, checkpoint, plan, name, ema)
+            fill(network, file_weights(checkpoint, plan, name, ema), plan, name, executor)
+        moves = any(p.residency.value != "resident" for p in plan.parts)
+        if moves:
+            executor.closes(files.pop_all().close)
     return Model(
         name=checkpoint.path.stem,
         config=config,
@@ -120,6 +204,7 @@ def load_model(
         vae=cast(AutoencoderKL, networks["vae"]),
         plan=plan,
         tiny_vae=cast(TAESD | None, networks.get("taesd")),
+        executor=executor if moves else None,
     )
 
 
@@ -136,9 +221,4 @@ def usable(checkpoint: Checkpoint) -> ModelConfig:
             raise CheckpointError(
                 f"{checkpoint.name} holds no {part}; name a file that does: load(..., {part}=PATH)"
             )
-    if config.prediction == "edm_eps":
-        raise CheckpointError(
-            f"{checkpoint.name} was trained as EDM on latents of its own mean and spread (Playground v2.5); "
-            "minisd has no place for these yet"
-        )
     return config

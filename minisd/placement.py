@@ -9,14 +9,15 @@ flag.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, Unpack
 
 import torch
 
 from minisd.denoiser import Batching
 from minisd.errors import PlanError
 from minisd.kernels import Kernels, why_not
+from minisd.wishes import CALLS, Named, Residency, Wishes, group_of
 
 T = TypeVar("T")
 
@@ -41,12 +42,28 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part of the model: its device and dtype, and the bytes of its weights there."""
+    """One part of the model: its device and dtype, the bytes of its weights there, and whether they stay."""
 
     part: str
     device: str
     dtype: Choice[torch.dtype]
     weight_bytes: int
+    residency: Choice[Residency] = Choice("resident", "there is room")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The most bytes that one stage of a drawing holds on one device, and of what."""
+
+    stage: str  # "encode", "sample", "decode"
+    device: str
+    weights: int  # those that stay, and those of the stage
+    work: int  # what the networks compute with; streamed pieces are counted here
+    base: int  # the program itself, where it shares the device's memory
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.work + self.base
 
 
 @dataclass(frozen=True)
@@ -58,17 +75,24 @@ class Plan:
     batching: Choice[Batching]
     channels_last: Choice[tuple[str, ...]]  # parts
     vae_tile: Choice[int | None]  # pixels
+    memory: Choice[int | None] = Choice(None, "not limited")  # bytes on the UNet's device
+    stages: tuple[Stage, ...] = ()  # predicted; empty where there is far more room than needed
+    rung: Choice[str] = Choice("resident", "there is room")
+
+    @property
+    def peak(self) -> int:
+        """Predicted bytes of the largest stage, 0 where nothing was counted."""
+        return max((s.peak for s in self.stages), default=0)
 
     def part(self, name: str) -> PartPlan:
         return next(p for p in self.parts if p.part == name)
 
     def __str__(self) -> str:
-        rows = [f"{'part':<16}{'device':<8}{'dtype':<10}{'weights':>12}  why"]
+        rows = [f"{'part':<16}{'device':<8}{'dtype':<10}{'weights':>12}  {'kept':<10}why"]
         for p in self.parts:
             dtype = str(p.dtype.value).removeprefix("torch.")
-            rows.append(
-                f"{p.part:<16}{p.device:<8}{dtype:<10}{p.weight_bytes / 1e6:>9,.1f} MB  {p.dtype.reason}"
-            )
+            weights = f"{p.weight_bytes / 1e6:>9,.1f} MB  {p.residency.value:<10}"
+            rows.append(f"{p.part:<16}{p.device:<8}{dtype:<10}{weights}{p.dtype.reason}")
         batching = [n for n in ("images", "prompts") if getattr(self.batching.value, n)]
         rows += [
             f"device          {self.device.value}: {self.device.reason}",
@@ -78,54 +102,104 @@ class Plan:
             f"channels last   {', '.join(self.channels_last.value) or 'no'}: {self.channels_last.reason}",
             f"VAE tiles       {self.vae_tile.value or 'none'}: {self.vae_tile.reason}",
         ]
+        if self.memory.value is not None:
+            rows.append(f"memory          {self.memory.value / 1e9:.2f} GB: {self.memory.reason}")
+        rows.append(f"weights         {self.rung.value}: {self.rung.reason}")
+        for s in self.stages:
+            rows.append(
+                f"{s.stage:<16}{s.device:<8}{s.peak / 1e9:>6.2f} GB at most: weights {s.weights / 1e9:.2f}, "
+                f"work {s.work / 1e9:.2f}" + (f", the program {s.base / 1e9:.2f}" if s.base else "")
+            )
         return "\n".join(rows)
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "device": self.device.value,
+            "parts": [
+                {
+                    "part": p.part,
+                    "device": p.device,
+                    "dtype": str(p.dtype.value).removeprefix("torch."),
+                    "reason": p.dtype.reason,
+                    "weight_bytes": p.weight_bytes,
+                    "residency": p.residency.value,
+                    "residency_reason": p.residency.reason,
+                }
+                for p in self.parts
+            ],
+            "attention": self.attention.value,
+            "kernels": str(self.kernels.value),
+            "images_together": self.batching.value.images,
+            "prompts_together": self.batching.value.prompts,
+            "channels_last": list(self.channels_last.value),
+            "vae_tile": self.vae_tile.value,
+            "memory": self.memory.value,
+            "weights": {"rung": self.rung.value, "reason": self.rung.reason},
+            "stages": [
+                {"stage": s.stage, "device": s.device, "weights": s.weights, "work": s.work, "base": s.base}
+                for s in self.stages
+            ],
+            "peak": self.peak,
+        }
 
-def make_plan(
-    elements: Mapping[str, int],
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    vae_dtype: str = "auto",
-    attention: str = "auto",
-    kernels: str = "auto",
-    vae_tile: int | None = None,
-) -> Plan:
-    """The plan for a model whose parts have these numbers of weights. Raises PlanError for what cannot be
-    done."""
-    place = choose_device(device)
-    compute = choose_dtype(dtype, place.value)
-    vae_compute = choose_vae_dtype(vae_dtype, dtype, compute)
-    on_cpu = torch.device(place.value).type == "cpu"
-    if attention == "auto":
-        kernel = Choice("sdpa", "torch's fused kernel")
-    else:
-        reason = why_not(attention)
-        if reason is not None:
-            raise PlanError(reason)
-        kernel = Choice(attention, "asked for by name")
-    chosen_kernels = choose_kernels(kernels, attention, place.value)
-    if vae_tile is not None and (vae_tile < 64 or vae_tile % 8):
-        raise PlanError(f"vae_tile {vae_tile} must be a multiple of 8 and at least 64 pixels")
+
+def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Unpack[Named]) -> Plan:
+    """The plan for a model whose parts have these numbers of weights, all of which stay; `planner.choose`
+    weighs memory. Raises PlanError for what cannot be done."""
+    wishes = Wishes(**named)
+    place = choose_device(wishes.device)
     parts = []
     for part, count in elements.items():
-        chosen = vae_compute if part in ("vae", "taesd") else compute
-        parts.append(PartPlan(part, place.value, chosen, count * chosen.value.itemsize))
+        own = wishes.of("device", part)
+        where = place.value if own == wishes.device else choose_device(own).value
+        dtype = part_dtype(wishes, part, where)
+        parts.append(PartPlan(part, where, dtype, count * dtype.value.itemsize))
+    unet = next((p.device for p in parts if p.part == "unet"), place.value)
+    on_cpu = torch.device(unet).type == "cpu"
+    if wishes.attention == "auto":
+        kernel = Choice("sdpa", "torch's fused kernel")
+    else:
+        reason = why_not(wishes.attention)
+        if reason is not None:
+            raise PlanError(reason)
+        kernel = Choice(wishes.attention, "asked for by name")
+    tile = wishes.vae_tile
+    if tile is not None and (tile < 64 or tile % 8):
+        raise PlanError(f"vae_tile {tile} must be a multiple of 8 and at least 64 pixels")
+    if wishes.cfg not in CALLS:
+        raise PlanError(f"cfg {wishes.cfg!r} is not one of {', '.join(CALLS)}")
+    if on_cpu:
+        batching = Choice(Batching(False, False), "CPU: no faster together, and bits stay per image")
+    else:
+        batching = Choice(Batching(True, True), "one call keeps the device busy")
+    if wishes.cfg != "auto":
+        prompts = wishes.cfg == "together"
+        batching = Choice(
+            replace(batching.value, prompts=prompts), f"prompts {wishes.cfg}: asked for by name"
+        )
+    last = tuple(p.part for p in parts if torch.device(p.device).type != "cpu" and group_of(p.part) != "text")
     return Plan(
         device=place,
         parts=tuple(parts),
         attention=kernel,
-        kernels=chosen_kernels,
-        batching=Choice(
-            Batching(images=False, prompts=False), "CPU: no faster together, and bits stay per image"
-        )
-        if on_cpu
-        else Choice(Batching(images=True, prompts=True), "one call keeps the device busy"),
-        channels_last=Choice((), "CPU: GroupNorm's sums over channels last depend on the number of threads")
-        if on_cpu
-        else Choice(("unet", "vae", "taesd"), "convolutions read the channels of a pixel together"),
-        vae_tile=Choice(vae_tile, "asked for by name" if vae_tile else "decoded whole"),
+        kernels=choose_kernels(kernels, wishes.attention, unet),
+        batching=batching,
+        channels_last=Choice(last, "convolutions read the channels of a pixel together")
+        if last
+        else Choice((), "CPU: GroupNorm's sums over channels last depend on the number of threads"),
+        vae_tile=Choice(tile, "asked for by name" if tile else "decoded whole"),
     )
+
+
+def part_dtype(wishes: Wishes, part: str, device: str) -> Choice[torch.dtype]:
+    """What a part computes in."""
+    compute = choose_dtype(wishes.of("dtype", part), device)
+    if group_of(part) != "vae" or wishes.vae_dtype != "auto":
+        return compute
+    if compute.value == torch.float16:
+        return Choice(torch.float32, "activations of SDXL's VAE overflow float16")
+    return compute
 
 
 def choose_kernels(names: str, attention: str, device: str) -> Choice[Kernels]:
@@ -180,13 +254,3 @@ def choose_dtype(name: str, device: str) -> Choice[torch.dtype]:
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.float16, "this GPU has no bfloat16")
     return Choice(torch.bfloat16, "half the memory of float32, no overflow")
-
-
-def choose_vae_dtype(name: str, dtype: str, compute: Choice[torch.dtype]) -> Choice[torch.dtype]:
-    if name != "auto":
-        if name not in DTYPES:
-            raise PlanError(f"vae dtype {name!r} is not one of {', '.join(DTYPES)}")
-        return Choice(DTYPES[name], "asked for by name")
-    if compute.value == torch.float16:
-        return Choice(torch.float32, "activations of SDXL's VAE overflow float16")
-    return compute

@@ -41,6 +41,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.upscale",
     "minisd.samplers.names",  # names and facts, no torch
     "minisd.weights_loader.checkpoint",
+    "minisd.wishes",
 }
 # place: (packages of others, modules of ours). A module of ours stands for everything below it, with `=` for
 # itself alone; the first place that a file lies in counts.
@@ -61,6 +62,7 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     ("minisd/config.py", set(), set()),
     ("minisd/errors.py", set(), set()),
     ("minisd/conventions.py", set(), set()),
+    ("minisd/wishes.py", set(), set()),
     ("minisd/picture.py", {"PIL"}, {"minisd.errors"}),
     ("minisd/control.py", set(), {"minisd.errors", "minisd.picture"}),
     ("minisd/picture_prompt.py", set(), {"minisd.control", "minisd.errors", "minisd.picture"}),

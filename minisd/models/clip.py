@@ -112,6 +112,8 @@ class TextOutput(NamedTuple):
 class TextEncoder(nn.Module):
     """Token ids [b, n] -> what the UNet attends to."""
 
+    place: torch.device | None = None  # where ids belong while the weights are away
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config

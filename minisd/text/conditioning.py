@@ -182,7 +182,7 @@ class Encoding:
         key = (index, chunk.ids, chunk.learned)
         if key not in self._outputs:
             use, encoder = self.model.config.text[index], self.model.text_encoders[index]
-            device = next(encoder.parameters()).device
+            device = encoder.place or next(encoder.parameters()).device
             skip = use.skip if self.request.clip_skip is None else self.request.clip_skip - 1
             self._outputs[key] = encoder(
                 torch.tensor([chunk.row(use.pad_id)], device=device),

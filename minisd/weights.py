@@ -1,0 +1,66 @@
+"""Where an executor's weights come from: the file, tensor by tensor, or copies kept in the host's memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minisd.errors import CheckpointError
+from minisd.weights_loader.checkpoint import Checkpoint
+
+
+class FileWeights:
+    """Tensors of one part of a checkpoint, in the planned dtype, on the planned device. The first reading of
+    a tensor checks that its values are finite."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        part: str,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ema: bool | None,
+        channels_last: bool,
+        kept: bool,
+    ) -> None:
+        """kept: hold a copy in the host's memory (pinned for CUDA) after the first reading."""
+        checkpoint.check(part)
+        self._checkpoint, self._part, self._ema = checkpoint, part, ema
+        self._dtype, self._device, self._last = dtype, device, channels_last
+        self._rules = {rule.ours: rule for rule in checkpoint.part(part).rules}
+        self._seen: set[str] = set()
+        self._kept: dict[str, Tensor] | None = {} if kept else None
+
+    def check_names(self, names: set[str]) -> None:
+        """Raises CheckpointError unless the file's parameters are exactly these."""
+        if names != self._rules.keys():
+            raise CheckpointError(
+                f"the {self._part} has {len(names)} parameters, its file {len(self._rules)}; "
+                "the file is of another architecture"
+            )
+
+    def fresh(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """New tensors of these names on the device."""
+        kept = self._kept
+        if kept is None:
+            return {n: t.to(self._device) for n, t in self._read(names).items()}
+        missing = tuple(n for n in names if n not in kept)
+        for name, tensor in self._read(missing).items():
+            kept[name] = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        out = {n: kept[n].to(self._device, non_blocking=True) for n in names}
+        if self._device.type == "cuda":  # another thread may have asked: what it gives must have arrived
+            torch.cuda.current_stream(self._device).synchronize()
+        return out
+
+    def _read(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        known = self._seen.issuperset(names)
+        reader = self._checkpoint.reader(self._part, dtype=self._dtype, ema=self._ema, allow_nonfinite=known)
+        tensors = {}
+        for name in names:
+            tensor = reader.read(self._rules[name])
+            if self._last and tensor.ndim == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            tensors[name] = tensor
+        self._seen.update(names)
+        return tensors

@@ -1,0 +1,81 @@
+"""What a person may ask for by name when a model is planned or loaded. Plain data, no torch: the command
+line's flags are made from it.
+
+What is asked for happens, or PlanError says why not; what is left at "auto" the plan decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, TypedDict
+
+OFFLOADS = ("auto", "none", "staged", "streamed", "disk")
+CALLS = ("auto", "together", "apart")
+WEIGHTS = ("auto", "int8", "int8_dynamic", "fp8_e4m3", "fp8_e5m2", "fp8_scaled", "int4", "nf4")
+Residency = Literal["resident", "staged", "streamed", "disk"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """device: of everything; unet_device, text_device, vae_device: of one kind of part. dtype and its kin:
+    what is computed in. unet_weights and its kin: how weights are kept, where that is less than what is
+    computed in (WEIGHTS). offload: none (all weights stay), staged (each network comes for its stage and
+    goes), streamed (block by block, the next one on its way), disk (block by block, nothing kept). memory:
+    the most that may be taken on the UNet's device, "6GiB" or bytes. cfg: both predictions of guidance in one
+    call, or apart. attention: name of an implementation. vae_tile: pixels.
+    """
+
+    device: str = "auto"
+    unet_device: str = "auto"
+    text_device: str = "auto"
+    vae_device: str = "auto"
+    dtype: str = "auto"
+    unet_dtype: str = "auto"
+    text_dtype: str = "auto"
+    vae_dtype: str = "auto"
+    unet_weights: str = "auto"
+    text_weights: str = "auto"
+    vae_weights: str = "auto"
+    offload: str = "auto"
+    memory: str | int | None = None
+    cfg: str = "auto"
+    attention: str = "auto"
+    vae_tile: int | None = None
+
+    def of(self, kind: str, part: str) -> str:
+        """The wish of this kind ("device", "dtype", "weights") for a part: its own, or that for all."""
+        own: str = getattr(self, f"{group_of(part)}_{kind}")
+        return own if own != "auto" or kind == "weights" else getattr(self, kind)
+
+
+class Named(TypedDict, total=False):
+    """The same as keyword arguments."""
+
+    device: str
+    unet_device: str
+    text_device: str
+    vae_device: str
+    dtype: str
+    unet_dtype: str
+    text_dtype: str
+    vae_dtype: str
+    unet_weights: str
+    text_weights: str
+    vae_weights: str
+    offload: str
+    memory: str | int | None
+    cfg: str
+    attention: str
+    vae_tile: int | None
+
+
+def named_of(wishes: Wishes) -> Named:
+    """Wishes as keyword arguments."""
+    return Named(**asdict(wishes))
+
+
+def group_of(part: str) -> str:
+    """Parts that are needed at the same time: "text", "unet", "vae"."""
+    if part.startswith("text"):
+        return "text"
+    return "vae" if part in ("vae", "taesd") else "unet"
