@@ -34,6 +34,7 @@ from minisd.trail import Trail
 from minisd.wishes import Named
 
 EMBEDDED = "emoji.safetensors"
+EMBEDDED_TINY_VAE = "emoji_taesd.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ class Engine:
 
 def embedded_model() -> Path:
     """The model that ships inside: emoji, 128 x 128, trained by scripts/train_embedded.py."""
-    return Path(str(resources.files("minisd").joinpath("assets", EMBEDDED)))
+    return asset(EMBEDDED)
+
+
+def asset(name: str) -> Path:
+    return Path(str(resources.files("minisd").joinpath("assets", name)))
 
 
 def load(
@@ -178,14 +183,14 @@ def load(
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
 
     vae, text_encoder, text_encoder_2: files or folders whose part replaces the checkpoint's, or supplies
-    what it lacks. tiny_vae: a TAESD for previews. ema: take the EMA copy of the UNet (None: as the
-    family's authors do). controls: {name: file} of control networks, IP-Adapters and image encoders that
-    a Request may name; they are loaded when one does. loras: a folder of adapters that a Request or a
-    prompt may name. embeddings: a folder of textual inversions, or {word: file}. request:
-    what room is to be left for (None: a picture of the size the model was trained at). named: what is
-    not left to the plan, the fields of `Wishes` (device, dtype, memory="6GiB", offload="staged", vae_tile,
-    ...). kernels: names for operations, and restructurings ("triton", "geglu=triton,fused_qkv,text_once";
-    `minisd kernels list`).
+    what it lacks. tiny_vae: a TAESD for previews (None: the embedded model has its own). ema: take the EMA
+    copy of the UNet (None: as the family's authors do). controls: {name: file} of control networks, IP-
+    Adapters and image encoders that a Request may name; they are loaded when one does. loras: a folder of
+    adapters that a Request or a prompt may name. embeddings: a folder of textual inversions, or {word:
+    file}. request: what room is to be left for (None: a picture of the size the model was trained at).
+    named: what is not left to the plan, the fields of `Wishes` (device, dtype, memory="6GiB",
+    offload="staged", vae_tile, ...). kernels: names for operations, and restructurings ("triton",
+    "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
     Raises CheckpointError, PlanError.
     """
     model = load_model(

@@ -20,16 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from minisd import load
-from minisd.engine import embedded_model
+from minisd.engine import EMBEDDED_TINY_VAE, embedded_model
 from scripts.bench.common import RESULTS, machine
+from scripts.embedded import companion_figures as companion
 from scripts.embedded import evaluate as measure
+from scripts.embedded.captions import plain_caption
+from scripts.embedded.companion_figures import Companions
+from scripts.embedded.companions.inversion import mug
 from scripts.embedded.data import Sprites, find_font, find_unicode, load_sprites
 from scripts.embedded.evaluate import Artist, Figures
 from scripts.embedded.judge import Judge
-from scripts.embedded.pictures import Painter
+from scripts.embedded.pictures import Object, Painter, Picture
+from scripts.embedded.sheets import to_uint8
 
+TEST_ASSETS = Path(__file__).parent.parent / "tests" / "assets"
 HELD_OUT = Path(__file__).parent / "embedded" / "heldout.txt"
 GOALS = {  # group.figure: at least; of a model trained on a CPU
     "recognition.top1": 0.5,
@@ -98,6 +105,32 @@ def every_figure(
     }
 
 
+def companion_figures(judge: Judge, model: Path, amounts: Amounts) -> dict[str, Callable[[], Figures]]:
+    """Groups of figures of the companions that are there."""
+    companions = Companions(TEST_ASSETS, model.with_name(EMBEDDED_TINY_VAE))
+    if not companions.complete:
+        return {}
+    engine = companions.engine(model)
+    few = [judge.emoji[i] for i in measure.favourite_names(judge.emoji, max(4, amounts.small // 5))]
+    prompts = [plain_caption(e) for e in few]
+    turned = [Picture((Object(judge.emoji.index(e), mirrored=True),)) for e in few]
+    small = [Picture((Object(judge.emoji.index(e)),), small=True) for e in few]
+    wanted = judge.painter.paint(turned[::2] + small[1::2])
+    images = [Image.fromarray(to_uint8(x)) for x in wanted]
+    pairs = list(zip(prompts[::2] + prompts[1::2], images, strict=True))
+    pictures = judge.painter.paint(
+        [Picture((Object(i),)) for i in range(0, len(judge.emoji), len(judge.emoji) // 30)]
+    )
+    return {
+        "lora_blocks": lambda: companion.lora_figures(engine, prompts),
+        "control_edges": lambda: companion.control_figures(engine, pairs),
+        "inversion_likeness": lambda: companion.inversion_figures(
+            engine, judge.space, mug("white"), range(max(4, amounts.small // 5))
+        ),
+        "tiny_vae": lambda: companion.tiny_vae_figures(engine, pictures),
+    }
+
+
 def progress(text: str) -> None:
     sys.stderr.write(f"\r{text}      ")
 
@@ -135,7 +168,9 @@ def main() -> None:
     judge = Judge(Painter(sprites), sprites.emoji)
     figures: dict[str, Figures] = {"seconds": spent}
     begun = time.monotonic()
-    for group, take in every_figure(artist, judge, QUICK if args.quick else Amounts(), args.model).items():
+    amounts = QUICK if args.quick else Amounts()
+    groups = every_figure(artist, judge, amounts, args.model)
+    for group, take in (groups | companion_figures(judge, args.model, amounts)).items():
         if args.only is None or group in args.only:
             figures[group] = take()
             sys.stderr.write(f"\r{group}: {time.monotonic() - begun:.0f} s so far{' ' * 20}\n")

@@ -25,7 +25,7 @@ from ..pictures import COLOURS, Painter, Picture, PictureSource
 from ..sheets import to_uint8
 from .base import Base, descent
 
-BATCH, POOL = 16, 1500
+BATCH, POOL = 8, 500
 HINT_WIDTHS = (16, 32, 64, 96)
 
 

@@ -16,7 +16,7 @@ from minisd.text.tokenizer import BOS, EOS, encode
 from ..pictures import COLOURS, PLAIN
 from .base import Base, descent
 
-VECTORS, BATCH, SCALE = 6, 8, 4
+VECTORS, BATCH, SCALE, POOL = 6, 4, 4, 60
 STRIPES, CUP = (205, 60, 60), (245, 240, 230)
 TEMPLATES = ("a {}", "{}", "an emoji of a {}", "a picture of a {}")
 
@@ -56,11 +56,14 @@ def train(base: Base, minutes: float, say: Callable[[str], None]) -> dict[str, T
     table = base.text.text_model.embeddings.token_embedding.weight
     start = table[encode("teacup mug cup red white drink")[:VECTORS]]
     vectors = nn.Parameter(start.float().clone())
+    grounds = [rng.choice(("white", "white", *PLAIN)) for _ in range(POOL)]
+    drawn = [mug(g, (rng.randint(-3, 3), rng.randint(-3, 3))) for g in grounds]
+    x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in drawn]).float() / 127.5 - 1
+    pool = base.latents(x)
     for step in descent([vectors], 2e-2, minutes, say):
-        grounds = [rng.choice(("white", "white", *PLAIN)) for _ in range(BATCH)]
-        drawn = [mug(g, (rng.randint(-3, 3), rng.randint(-3, 3))) for g in grounds]
-        x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in drawn]).float() / 127.5 - 1
-        texts = [rng.choice(TEMPLATES) + ("" if g == "white" else f" on a {g} background") for g in grounds]
-        noised, t, v = base.noised(base.latents(x), generator)
+        rows = torch.randint(POOL, (BATCH,), generator=generator)
+        seen = [grounds[i] for i in rows.tolist()]
+        texts = [rng.choice(TEMPLATES) + ("" if g == "white" else f" on a {g} background") for g in seen]
+        noised, t, v = base.noised(pool[rows], generator)
         step((base.unet(noised, t, with_vectors(base, texts, vectors)) - v).square().mean())
     return {"emb_params": vectors.detach().clone()}

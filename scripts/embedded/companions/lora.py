@@ -20,7 +20,8 @@ from ..captions import caption
 from ..pictures import Painter, PictureSource
 from .base import Base, descent
 
-RANK, ALPHA, BLOCK, BATCH, PLAIN = 8, 8.0, 8, 16, 0.33
+RANK, ALPHA, BLOCK, BATCH, PLAIN = 8, 8.0, 8, 8, 0.33
+POOL = 400  # pictures, encoded once
 WORDS = "pixel art"
 
 
@@ -69,15 +70,22 @@ def train(
         factors[name] = LowRank(module.weight)
         parametrize.register_parametrization(module, "weight", factors[name])
     parameters = [p for f in factors.values() for p in f.parameters()]
+    pictures = [source.draw(rng) for _ in range(POOL)]
+    painted = [painter.paint([p]) for p in pictures]
+    plain = torch.cat([base.latents(x) for x in painted])
+    styled = torch.cat([base.latents(pixelated(x)) for x in painted])
+    say(f"{POOL} pictures encoded, plain and in blocks")
     for step in descent(parameters, 3e-3, minutes, say):
-        pictures = [source.draw(rng) for _ in range(BATCH)]
-        x = painter.paint(pictures)
-        texts = [caption(p, source.emoji, rng) for p in pictures]
+        rows = torch.randint(POOL, (BATCH,), generator=generator)
+        texts = [caption(pictures[i], source.emoji, rng) for i in rows.tolist()]
+        z = plain[rows]
         for row in range(round(BATCH * PLAIN), BATCH):
-            x[row] = pixelated(x[row : row + 1])[0]
+            z[row] = styled[rows[row]]
             texts[row] = rng.choice((f"{texts[row]}, {WORDS}", f"{WORDS}, {texts[row]}"))
-        noised, t, v = base.noised(base.latents(x), generator)
-        step((base.unet(noised, t, base.context(texts)) - v).square().mean())
+        noised, t, v = base.noised(z, generator)
+        with parametrize.cached():  # each changed weight is made once a step
+            loss = (base.unet(noised, t, base.context(texts)) - v).square().mean()
+        step(loss)
     tensors: dict[str, Tensor] = {}
     for name, factor in factors.items():
         up = factor.up if factor.down.ndim == 2 else factor.up[:, :, None, None]
