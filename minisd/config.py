@@ -33,6 +33,7 @@ class UNetConfig:
     num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
     depth_in: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 0, 0)
     depth_mid: int = 1
+    mid_blocks: int = 2  # residual blocks in the middle; SSD-1B has 1, KOALA-700M none
     depth_out: tuple[int, ...] = (0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)
     context_dim: int = 768
     num_heads: int | None = 8  # SD1: 8 heads everywhere, head dim 40, 80, 160

@@ -65,6 +65,12 @@ class Request:
     mask_soft: bool = False
     image_cfg_scale: float = 1.5
     depth: Picture | None = None
+    hires_scale: float = 1.0
+    hires_upscaler: Literal["lanczos", "bicubic", "latent", "latent_bicubic", "latent_nearest"] = "lanczos"
+    hires_strength: float = 0.5
+    hires_steps: int | None = None
+    refiner_at: float | None = None
+    diffusion_tile: int | None = None
     controls: tuple[ControlUnit, ...] = ()
     loras: tuple[LoraUse, ...] = ()
     picture_prompts: tuple[PicturePrompt, ...] = ()
@@ -129,6 +135,7 @@ class Request:
     mask_cells: Literal["cover", "nearest", "round"] | None = None
     mask_edge: Literal["inside", "across"] | None = None
     paste: bool | None = None
+    refiner_rule: Literal["steps", "times", "a1111"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -148,6 +155,12 @@ class Request:
         for name, options in CHOICES.items():
             choice(self, name, options)
         border(self, "outpaint")
+        number(self, "hires_scale", 1.0, 8.0)
+        number(self, "hires_strength", 0.0, 1.0)
+        whole(self, "hires_steps", 1, MAX_STEPS, optional=True)
+        number(self, "refiner_at", 0.0, 1.0, optional=True)
+        side(self, "diffusion_tile")
+        self._check_hires()
         object.__setattr__(self, "controls", units(self.controls))
         object.__setattr__(self, "loras", lora_uses(self.loras))
         object.__setattr__(self, "picture_prompts", picture_prompts(self.picture_prompts))
@@ -239,6 +252,21 @@ class Request:
                 field="mask",
             )
 
+    def _check_hires(self) -> None:
+        defaults = {f.name: f.default for f in fields(self)}
+        if self.hires_scale == 1.0:
+            for name in ("hires_upscaler", "hires_strength", "hires_steps"):
+                if getattr(self, name) != defaults[name]:
+                    raise RequestError(f"{name} needs a hires_scale above 1; give one", field=name)
+            return
+        for name in ("mask", "outpaint"):
+            if getattr(self, name) is not None:
+                raise RequestError(
+                    f"hires_scale draws a larger picture, and {name} keeps parts of one at its size; leave "
+                    "one of them out",
+                    field="hires_scale",
+                )
+
     @property
     def forks(self) -> Forks:
         """The convention's forks, with those that this request sets alone."""
@@ -273,6 +301,11 @@ class Request:
         strength = self.strength
         if self.image is not None and strength is None:
             strength = 1.0 if config.concat == "ip2p" else DEFAULT_STRENGTH
+        for name in ("pag_scale", "sag_scale", "slg_scale"):
+            if getattr(self, name) > 0 and not config.unet.depth_mid:
+                raise RequestError(
+                    f"this model has no attention in its middle, where {name} acts; leave it out", field=name
+                )
         variation = self.variation_seed
         if variation is None and self.variation_strength > 0:
             variation = seed
@@ -347,6 +380,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "resize": (None, "pad", "stretch", "crop", "fill"),
     "mask_fill": ("original", "fill", "noise", "nothing"),
     "mask_area": ("whole", "masked"),
+    "hires_upscaler": ("lanczos", "bicubic", "latent", "latent_bicubic", "latent_nearest"),
 }
 PICTURES = ("image", "mask", "depth")  # fields that hold one; those named in MASKS in shades of grey
 MASKS = ("mask", "depth")
@@ -370,6 +404,7 @@ FORK_CHOICES: dict[str, tuple[object, ...]] = {
     "mask_cells": ("cover", "nearest", "round"),
     "mask_edge": ("inside", "across"),
     "paste": (True, False),
+    "refiner_rule": ("steps", "times", "a1111"),
 }
 
 

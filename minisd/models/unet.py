@@ -241,9 +241,10 @@ class UNetEncoder(nn.Module):
                 self.input_blocks.append(nn.Sequential(Downsample(channels)))
                 self.widths.append(channels)
 
-        middle: list[nn.Module] = [res_block(config, channels, channels)]
-        middle.append(transformer(config, channels, config.depth_mid) if config.depth_mid else nn.Identity())
-        middle.append(res_block(config, channels, channels))
+        middle: list[nn.Module] = [res_block(config, channels, channels) for _ in range(config.mid_blocks)]
+        if config.mid_blocks == 2:
+            between = transformer(config, channels, config.depth_mid) if config.depth_mid else nn.Identity()
+            middle.insert(1, between)
         self.middle_block = nn.Sequential(*middle)
 
     def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -116,6 +116,7 @@ def derive_unet(
         num_res_blocks=tuple(len(level) for level in levels),
         depth_in=tuple(depth for level in levels for _, depth in level),
         depth_mid=mid,
+        mid_blocks=_mid_blocks(outline, layout, mid),
         depth_out=tuple(out),
         context_dim=context_dim,
         num_heads=heads.num_heads,
@@ -123,6 +124,16 @@ def derive_unet(
         linear_proj=linear,
         y_dim=outline.size(label, 1) if label in shapes else None,
     )
+
+
+def _mid_blocks(outline: Outline, layout: Literal["original", "diffusers"], depth: int) -> int:
+    """Residual blocks in the middle. Where there is attention there are two, even if the file lacks them."""
+    if depth:
+        return 2
+    names = ("middle_block.0", "middle_block.2")
+    if layout == "diffusers":
+        names = ("mid_block.resnets.0", "mid_block.resnets.1")
+    return sum(n in outline for n in names)
 
 
 Blocks = tuple[

@@ -94,7 +94,7 @@ def unet_json(config: ModelConfig) -> Json:
     )
     if len(set(unet.num_res_blocks)) != 1:
         raise _cannot(f"residual blocks per level {list(unet.num_res_blocks)}, which diffusers wants equal")
-    if unet.depth_mid == 0:
+    if unet.depth_mid == 0 or unet.mid_blocks != 2:
         raise _cannot("no attention in the middle, where diffusers keeps one residual block only")
     if outs[::-1] != ins:
         raise _cannot(

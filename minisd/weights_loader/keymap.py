@@ -73,12 +73,14 @@ def encoder_half(config: UNetConfig) -> Generator[Rule, None, list[int]]:
             skips.append(channels)
             n += 1
 
-    yield from _res_block("middle_block.0", "mid_block.resnets.0", channels, channels, emb)
+    if config.mid_blocks:
+        yield from _res_block("middle_block.0", "mid_block.resnets.0", channels, channels, emb)
     if config.depth_mid:
         yield from _transformer(
             "middle_block.1", "mid_block.attentions.0", channels, config.depth_mid, config
         )
-    yield from _res_block("middle_block.2", "mid_block.resnets.1", channels, channels, emb)
+    if config.mid_blocks == 2:
+        yield from _res_block("middle_block.2", "mid_block.resnets.1", channels, channels, emb)
     return skips
 
 
