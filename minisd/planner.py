@@ -88,6 +88,8 @@ def choose(
         stages = predicted(candidate, config, sizes, devices)
         plan = replace(candidate, memory=memory, stages=stages)
         if fitting is not None:
+            if plan.peak >= fitting.peak:
+                break
             below = f"{plan.rung.reason}, in {str(plan.part('unet').dtype.value)[6:]}"
             reason = f"{fitting.rung.reason}; next on the ladder: {below}, with {plan.peak / 1e9:.2f} GB"
             return replace(fitting, rung=Choice(fitting.rung.value, reason))

@@ -11,15 +11,13 @@ from typing import Literal, TypedDict
 
 OFFLOADS = ("auto", "none", "staged", "streamed", "disk")
 CALLS = ("auto", "together", "apart")
-WEIGHTS = ("auto", "int8", "int8_dynamic", "fp8_e4m3", "fp8_e5m2", "fp8_scaled", "int4", "nf4")
 Residency = Literal["resident", "staged", "streamed", "disk"]
 
 
 @dataclass(frozen=True)
 class Wishes:
     """device: of everything; unet_device, text_device, vae_device: of one kind of part. dtype and its kin:
-    what is computed in. unet_weights and its kin: how weights are kept, where that is less than what is
-    computed in (WEIGHTS). offload: none (all weights stay), staged (each network comes for its stage and
+    what is computed in. offload: none (all weights stay), staged (each network comes for its stage and
     goes), streamed (block by block, the next one on its way), disk (block by block, nothing kept). memory:
     the most that may be taken on the UNet's device, "6GiB" or bytes. cfg: both predictions of guidance in one
     call, or apart. attention: name of an implementation. vae_tile: pixels.
@@ -33,9 +31,6 @@ class Wishes:
     unet_dtype: str = "auto"
     text_dtype: str = "auto"
     vae_dtype: str = "auto"
-    unet_weights: str = "auto"
-    text_weights: str = "auto"
-    vae_weights: str = "auto"
     offload: str = "auto"
     memory: str | int | None = None
     cfg: str = "auto"
@@ -43,9 +38,9 @@ class Wishes:
     vae_tile: int | None = None
 
     def of(self, kind: str, part: str) -> str:
-        """The wish of this kind ("device", "dtype", "weights") for a part: its own, or that for all."""
+        """The wish of this kind ("device", "dtype") for a part: its own, or that for all."""
         own: str = getattr(self, f"{group_of(part)}_{kind}")
-        return own if own != "auto" or kind == "weights" else getattr(self, kind)
+        return own if own != "auto" else getattr(self, kind)
 
 
 class Named(TypedDict, total=False):
@@ -59,9 +54,6 @@ class Named(TypedDict, total=False):
     unet_dtype: str
     text_dtype: str
     vae_dtype: str
-    unet_weights: str
-    text_weights: str
-    vae_weights: str
     offload: str
     memory: str | int | None
     cfg: str

@@ -32,6 +32,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.lab",
     "minisd.lab.work",
     "minisd.lora_use",
+    "minisd.model",
     "minisd.picture",
     "minisd.picture_prompt",
     "minisd.pipeline",

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from minisd.commands.flags import add_model_flags
+from minisd.commands.flags import add_model_flags, engine_of
 from minisd.errors import ImageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def add(commands: Commands) -> None:
 
 def demo(args: argparse.Namespace) -> dict[str, object]:
     from minisd.demo import PROMPTS, SEEDS, contact_sheet
-    from minisd.engine import load
     from minisd.request import Request
 
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
@@ -47,18 +46,7 @@ def demo(args: argparse.Namespace) -> dict[str, object]:
             sys.stderr.flush()
 
     base = Request(steps=args.steps, cfg_scale=args.cfg_scale)
-    with load(
-        args.model,
-        vae=args.vae,
-        text_encoder=args.text_encoder,
-        text_encoder_2=args.text_encoder_2,
-        ema=args.ema,
-        device=args.device,
-        dtype=args.dtype,
-        vae_dtype=args.vae_dtype,
-        attention=args.attention,
-        vae_tile=args.vae_tile,
-    ) as engine:
+    with engine_of(args) as engine:
         sheet = contact_sheet(engine, args.prompt or PROMPTS, args.seeds or SEEDS, base=base, on_picture=told)
     path = sheet.save(args.output)
     if not args.json and not args.quiet:

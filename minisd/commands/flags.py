@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import typing
 from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING
 
 from minisd.control import ControlUnit
 from minisd.lora_use import LoraUse
 from minisd.picture import Picture
 from minisd.picture_prompt import PicturePrompt
 from minisd.request import Request
+from minisd.wishes import CALLS, OFFLOADS, Wishes, named_of
+
+if TYPE_CHECKING:
+    from minisd.engine import Engine
 
 FIELD_HELP: dict[str, str] = {
     "negative_prompt": "what the picture should not show",
@@ -35,6 +40,13 @@ FIELD_HELP: dict[str, str] = {
     "controls": "model=FILE,image=FILE,weight=0.8,preprocessor=canny: a control network; once for each",
     "loras": "NAME[:WEIGHT[:TE]] of the folder --lora-dir, or a file: an adapter; once for each",
     "picture_prompts": "model=FILE,encoder=FILE,image=FILE,weight=0.8: an IP-Adapter; once for each",
+    "hires_scale": "1..8: draw a second pass at a size this many times larger",
+    "hires_upscaler": "what enlarges the first pass: a filter on pixels, or on latents",
+    "hires_strength": "0..1: how far the enlarged picture is turned to noise again",
+    "hires_steps": "sampling steps of the second pass (default: as the first)",
+    "refiner_at": "0..1: the part of the run after which --refiner takes over (default: 0.8 with one)",
+    "refiner_rule": "what that part is counted in",
+    "diffusion_tile": "pixels, a multiple of 8: the network sees tiles of this size, for large pictures",
     "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
@@ -160,19 +172,65 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--embeddings", metavar="DIR", help="textual inversions: words that prompts may use")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy of the UNet")
     group.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: what torch finds)"
-    )
-    group.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16, float16 (default: as the device likes)"
-    )
-    group.add_argument("--vae-dtype", default="auto", metavar="DTYPE", help="the same for the VAE alone")
-    group.add_argument("--attention", default="auto", metavar="NAME", help="sdpa, sliced, reference")
-    group.add_argument(
         "--kernels",
         default="auto",
         metavar="NAMES",
         help="for each operation; `minisd kernels list` has them",
     )
-    group.add_argument(
-        "--vae-tile", type=int, metavar="PIXELS", help="decode in tiles of this size, to save memory"
+    add_plan_flags(parser)
+
+
+WISH_HELP: dict[str, str] = {
+    "device": "cpu, cuda, cuda:1, mps, xpu (default: what torch finds)",
+    "unet_device": "the same for the UNet alone",
+    "text_device": "the same for the text encoders alone",
+    "vae_device": "the same for the VAE alone",
+    "dtype": "float32, bfloat16, float16 (default: as the device likes)",
+    "unet_dtype": "the same for the UNet alone",
+    "text_dtype": "the same for the text encoders alone",
+    "vae_dtype": "the same for the VAE alone",
+    "offload": "none: weights stay; staged: each network comes for its stage; streamed: block by block; "
+    "disk: block by block, nothing kept (default: the first that fits)",
+    "memory": "the most to take, as 6GiB or 900MB (default: what is free)",
+    "cfg": "both predictions of guidance in one call, or apart (default: as the device likes)",
+    "attention": "sdpa, sliced, reference",
+    "vae_tile": "decode in tiles of this size, to save memory",
+}
+WISH_CHOICES = {"offload": OFFLOADS, "cfg": CALLS}
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of Wishes. A flag that is not given leaves the decision to the plan."""
+    group = parser.add_argument_group("where and how it runs (`minisd plan` shows what that comes to)")
+    for field in fields(Wishes):
+        options: dict[str, object] = {"default": field.default, "help": WISH_HELP[field.name]}
+        if field.name in WISH_CHOICES:
+            options["choices"] = WISH_CHOICES[field.name]
+        else:
+            options["metavar"] = "PIXELS" if field.name == "vae_tile" else field.name.split("_")[-1].upper()
+        if field.name == "vae_tile":
+            options["type"] = int
+        group.add_argument("--" + field.name.replace("_", "-"), **options)  # type: ignore[arg-type]
+
+
+def wishes_of(args: argparse.Namespace) -> Wishes:
+    """What the flags of `add_plan_flags` ask for."""
+    return Wishes(**{f.name: getattr(args, f.name) for f in fields(Wishes)})
+
+
+def engine_of(args: argparse.Namespace, request: Request | None = None) -> Engine:
+    """The engine that the model flags ask for; `request` is what room is to be left for."""
+    from minisd.engine import load
+
+    return load(
+        args.model,
+        vae=args.vae,
+        text_encoder=args.text_encoder,
+        text_encoder_2=args.text_encoder_2,
+        ema=args.ema,
+        kernels=args.kernels,
+        request=request,
+        **named_of(wishes_of(args)),
+        loras=args.lora_dir,
+        embeddings=args.embeddings,
     )
