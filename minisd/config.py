@@ -41,6 +41,7 @@ class UNetConfig:
     linear_proj: bool = False  # proj_in and proj_out: linear (SD2, SDXL) or 1x1 convolution (SD1)
     y_dim: int | None = None  # width of the vector conditioning of SDXL (label_emb)
     norm_groups: int = 32  # of every GroupNorm; shapes cannot tell
+    guidance_dim: int | None = None  # sinusoids by which a distilled model (LCM) is told its guidance scale
 
     def heads(self, channels: int) -> tuple[int, int]:
         """(num_heads, head_dim) of the attention at a level with this many channels."""

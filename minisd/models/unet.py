@@ -42,6 +42,15 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def guidance_embedding(scale: float, dim: int) -> Tensor:
+    """What a model distilled at all guidance scales (Meng et al. 2023, arXiv:2210.03142; LCM, Luo et al.
+    2023, arXiv:2310.04378) is told of one: float32 [1, dim], dim even, sines first, of 1000 (scale - 1)."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1))
+    angle = (scale - 1.0) * 1000.0 * exponent.exp()
+    return torch.cat([angle.sin(), angle.cos()])[None]
+
+
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + emb)))."""
 
@@ -221,6 +230,8 @@ class UNetEncoder(nn.Module):
         self.config = config
         c, emb_dim = config.model_channels, config.model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(c, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        if config.guidance_dim is not None:
+            self.guidance_proj = nn.Linear(config.guidance_dim, c, bias=False)
         if config.y_dim is not None:
             vector = nn.Sequential(nn.Linear(config.y_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
             self.label_emb = nn.Sequential(vector)  # label_emb.0.0 in the files
@@ -248,12 +259,18 @@ class UNetEncoder(nn.Module):
         self.middle_block = nn.Sequential(*middle)
 
     def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What every residual block is told of timesteps [b] and y [b, y_dim]: b e."""
+        """What every residual block is told of timesteps [b] and y [b, y_dim]: b e. y ends with what
+        `guidance_embedding` gives, where the model is told its guidance scale; a ControlNet beside it is not.
+        """
         sinusoids = timestep_embedding(timesteps, self.config.model_channels).to(dtype)
+        vector = self.config.y_dim or 0
+        if self.config.guidance_dim is not None:
+            assert y is not None and y.shape[1] == vector + self.config.guidance_dim, "needs the scale in y"
+            sinusoids = sinusoids + each_alone(self.guidance_proj, y[:, vector:])
         emb = each_alone(self.time_embed, sinusoids)
         if self.config.y_dim is not None:
             assert y is not None, "this UNet needs the vector y (SDXL)"
-            emb = emb + each_alone(self.label_emb, y)
+            emb = emb + each_alone(self.label_emb, y if y.shape[1] == vector else y[:, :vector])
         return emb
 
 

@@ -90,6 +90,7 @@ def derive_unet(
     levels, mid, out = _ldm_blocks(outline) if layout == "original" else _diffusers_blocks(outline)
     conv_in, conv_out = ("input_blocks.0.0", "out.2") if layout == "original" else ("conv_in", "conv_out")
     label = "label_emb.0.0.weight" if layout == "original" else "add_embedding.linear_1.weight"
+    told = "guidance_proj.weight" if layout == "original" else "time_embedding.cond_proj.weight"
     c = outline.size(f"{conv_in}.weight", 0)
     mult = []
     for number, level in enumerate(levels):
@@ -123,6 +124,7 @@ def derive_unet(
         head_dim=heads.head_dim,
         linear_proj=linear,
         y_dim=outline.size(label, 1) if label in shapes else None,
+        guidance_dim=outline.size(told, 1) if told in shapes else None,
     )
 
 

@@ -50,6 +50,9 @@ def encoder_half(config: UNetConfig) -> Generator[Rule, None, list[int]]:
     c, emb = config.model_channels, config.model_channels * 4
     yield from linear("time_embed.0", "time_embedding.linear_1", c, emb)
     yield from linear("time_embed.2", "time_embedding.linear_2", emb, emb)
+    if config.guidance_dim is not None:
+        shape = (c, config.guidance_dim)
+        yield Rule("guidance_proj.weight", shape, "time_embedding.cond_proj.weight")
     if config.y_dim is not None:
         yield from linear("label_emb.0.0", "add_embedding.linear_1", config.y_dim, emb)
         yield from linear("label_emb.0.2", "add_embedding.linear_2", emb, emb)
