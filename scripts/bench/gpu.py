@@ -5,8 +5,8 @@ steps beside diffusers.
     python -m scripts.bench.gpu --only attention   # attention | operations | step
 
 One results file, `scripts/bench/results/gpu.json`, with the machine, versions and every figure; the table
-on standard output is made from it. Ceilings (a large product, a large copy) are measured in the same run. Without
-a CUDA device it says so and measures nothing.
+on standard output is made from it. Ceilings (a large product, a large copy) are measured in the same run.
+Without a CUDA device it says so and measures nothing.
 """
 
 from __future__ import annotations
