@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent / "minisd"
 # not needed to understand one picture (ARCHITECTURE.md gives the reading order of the rest)
 AROUND = {
     "": "cli conversion infotext",
-    "models": "edits taesd tiling",
+    "kernels": "configs fused_torch interpreter launch triton_attention triton_linear triton_norm "
+    "triton_rows upsample",
+    "lab": "__init__ aot check effect own record resources shapes timing trace work",
+    "models": "edits graph taesd tiling",
     "samplers": "brownian cfgpp consistency dpm_solver er_sde multistep ramps restart sa_solver "
     "sde_multistep unipc",
     "text": "tokenizer_files",
