@@ -69,24 +69,32 @@ def token_ids(captions: Sequence[str]) -> Tensor:
 
 
 def descent(
-    parameters: Sequence[nn.Parameter], lr: float, minutes: float, say: Callable[[str], None]
+    parameters: Sequence[nn.Parameter],
+    lr: float,
+    minutes: float,
+    say: Callable[[str], None],
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
 ) -> Iterator[Callable[[Tensor], None]]:
-    """Steps of AdamW until the time is up, at half a cosine in time; each yields what takes the loss."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    """Steps of AdamW, or of these optimizers, until the time is up, at half a cosine in time; each yields
+    what takes the loss."""
+    if optimizers is None:
+        optimizers = [torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
     begun, steps, total, logged = time.monotonic(), 0, 0.0, time.monotonic()
 
     def step(loss: Tensor) -> None:
         nonlocal steps, total
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         steps, total = steps + 1, total + loss.item()
 
     seen = 0
     while (spent := (time.monotonic() - begun) / 60) < minutes:
         warm = min(1.0, (steps + 1) / 30)
-        for group in optimizer.param_groups:
+        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * spent / minutes))
         yield step
         if time.monotonic() - logged > 20:
