@@ -62,6 +62,9 @@ class Forks:
     mask_edge: Literal["inside", "across"] = "inside"
     # the given picture is laid over the drawn one where the mask is black
     paste: bool = True
+    # a share of the run at which another model takes over: of its steps; of the trained timesteps; of the
+    # steps, and one more
+    refiner_rule: Literal["steps", "times", "a1111"] = "steps"
 
 
 CONVENTIONS: dict[str, Forks] = {
@@ -76,6 +79,7 @@ CONVENTIONS: dict[str, Forks] = {
         strength_rule="a1111",
         mask_cells="round",
         mask_edge="across",
+        refiner_rule="a1111",
     ),
     "diffusers": Forks(
         spacing="leading",
@@ -91,6 +95,7 @@ CONVENTIONS: dict[str, Forks] = {
         vae_latent="sample",
         mask_cells="nearest",
         paste=False,
+        refiner_rule="times",
     ),
     "sgm": Forks(
         spacing="sgm",
@@ -104,5 +109,6 @@ CONVENTIONS: dict[str, Forks] = {
         vae_latent="sample",
         mask_cells="nearest",
         paste=False,
+        refiner_rule="times",
     ),
 }

@@ -34,6 +34,7 @@ from minisd.trail import Trail
 from minisd.wishes import Named
 
 EMBEDDED = "emoji.safetensors"
+REFINER_AT = 0.8  # of the run, as SDXL's authors hand over
 EMBEDDED_TINY_VAE = "emoji_taesd.safetensors"
 
 
@@ -80,12 +81,16 @@ class Engine:
         cancel: CancelToken | None = None,
         preview_every: int = 0,
         trail: Trail | None = None,
+        refiner: Engine | None = None,
     ) -> Result:
-        """Draw a request. `trail` notes what is passed through; Trail(keep=True) keeps the latents.
+        """Draw a request. `trail` notes what is passed through; Trail(keep=True) keeps the latents. refiner:
+        an engine that takes over at the request's `refiner_at` (0.8 where it says nothing).
 
         Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
         model = self.model
         whole = request.for_model(model.config, seed=secrets.randbits(32))
+        if refiner is not None and whole.refiner_at is None:
+            whole = replace(whole, refiner_at=REFINER_AT)
         with nullcontext() if model.executor is None else model.executor.busy():
             drawing = draw(
                 model,
@@ -97,6 +102,7 @@ class Engine:
                 networks=self.controls.networks(whole.controls, model),
                 guests=guests_of(whole.picture_prompts, model, self.controls.path),
                 stages=self.loras.stages,
+                refiner=None if refiner is None else refiner.model,
             )
         return Result(drawing, model.name, __version__, model.plan, model.files)
 

@@ -19,23 +19,28 @@ from minisd.canvas import canvas_of
 from minisd.config import ModelConfig
 from minisd.control_run import Control, Network, controls_of
 from minisd.denoiser import Denoiser
-from minisd.errors import Cancelled
+from minisd.errors import Cancelled, RequestError
 from minisd.guidance import Guidance
+from minisd.hires import second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
 from minisd.latents import decode
 from minisd.loras import Applied, Stages
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
+from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
+from minisd.refiner import check_pair, first_share
+from minisd.relay import Relay
 from minisd.request import Request
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
 from minisd.samplers.step import Step
 from minisd.sampling import sample, schedule_of, sigma_table
-from minisd.start import start_of
+from minisd.start import Start, start_of
 from minisd.text.account import Account
-from minisd.text.conditioning import Encoded, Prompts, encode_request
+from minisd.text.conditioning import Conditioning, Encoded, Prompts, encode_request
+from minisd.tiles import check_tiles
 from minisd.trail import Trail
 
 
@@ -91,11 +96,12 @@ class Listening:
     preview_every: int
     begun: float
     steps: int
+    before: int = 0  # steps of an earlier pass
 
     def step(self, step: Step) -> None:
         if self.on_event is None:
             return
-        done = step.index + 1
+        done = self.before + step.index + 1
         self.on_event(Progress(done, self.steps, step.sigma, time.perf_counter() - self.begun))
         if self.preview_every and done % self.preview_every == 0 and done < self.steps:
             self.on_event(Preview(done, preview(self.model, step.denoised)))
@@ -137,7 +143,7 @@ def denoiser_of(
         timeline=encoded.timeline if len(encoded.timeline) > 1 else (),
         always_uncond=find_sampler(request.sampler).both,
         image_scale=request.image_cfg_scale if model.config.concat == "ip2p" else None,
-        guidance=guidance_of(request),
+        guidance=guidance_of(request, told=model.config.unet.guidance_dim is not None),
         batching=model.plan.batching.value,
         networks=tuple((end, one.unet) for end, one in staged.models) if several else (),
         once=None if several else once_of(model, table, sigmas),
@@ -161,16 +167,86 @@ def once_of(model: Model, table: SigmaTable, sigmas: Tensor) -> Once | None:
     return Once(told, texts=kernels.text_once, times=kernels.times_once)
 
 
-def guidance_of(request: Request) -> Guidance:
-    """The rules among a request's fields: those named as in Guidance, and three with names of their own."""
+def told_guidance(encoded: Encoded, model: Model, scale: float) -> Encoded:
+    """Prompts whose y ends with the guidance scale, for a model that is told it (LCM)."""
+    dim = model.config.unet.guidance_dim
+    if dim is None:
+        return encoded
+
+    def told(c: Conditioning) -> Conditioning:
+        w = guidance_embedding(scale, dim).to(c.context)
+        return replace(c, y=w if c.y is None else torch.cat([c.y, w], dim=1))
+
+    timeline = tuple(
+        (end, Prompts(tuple((told(c), w) for c, w in p.conds), told(p.uncond))) for end, p in encoded.timeline
+    )
+    return replace(encoded, timeline=timeline)
+
+
+def guidance_of(request: Request, *, told: bool = False) -> Guidance:
+    """The rules among a request's fields: those named as in Guidance, and three with names of their own.
+    told: the model is told the scale, and predicts the guided picture by itself."""
     own = {f.name: getattr(request, f.name) for f in fields(Guidance) if hasattr(request, f.name)}
     return Guidance(
-        scale=request.cfg_scale,
+        scale=1.0 if told else request.cfg_scale,
         rescale=request.cfg_rescale,
         start=request.guidance_start,
         end=request.guidance_end,
         **own,
     )
+
+
+@dataclass(frozen=True)
+class Help:
+    """What draws beside the model: control networks by their names, pictures attended to, adapters, and the
+    model that takes over."""
+
+    networks: Mapping[str, Network]
+    guests: tuple[Guest, ...]
+    stages: Callable[[Model, Request, int], Stages] | None
+    refiner: Model | None
+
+
+def run_pass(
+    model: Model,
+    request: Request,
+    table: SigmaTable,
+    start: Start,
+    helped: Help,
+    watch: Listening,
+    check: Callable[[], None],
+    trail: Trail,
+    lap: Callable[[str], None],
+) -> tuple[Tensor, Encoded, Stages]:
+    """From a start to latents b c h w: one run of a solver."""
+    sigmas = start.sigmas
+    steps = max(1, len(sigmas) - 1)
+    staged = Stages(((steps, model),)) if helped.stages is None else helped.stages(model, request, steps)
+    encoded = told_guidance(encode_stages(staged, request, steps), model, request.cfg_scale)
+    trail.text(encoded.timeline)
+    refiner, second, share = helped.refiner, None, 0
+    if refiner is not None:
+        alone = Stages(((steps, refiner),))
+        told = told_guidance(encode_stages(alone, request, steps), refiner, request.cfg_scale)
+        trail.text(told.timeline)
+        own = sigma_table(refiner.config, request)
+        second = denoiser_of(alone, request, own, sigmas, told, start.extra, check)
+        share = first_share(request, table, second.sigmas)
+    lap("encode")
+    shape, factor = latent_shape(model.config, request), model.config.vae.factor
+    size = (shape[2] * factor, shape[1] * factor)
+    controls = controls_of(request.controls, helped.networks, model.config.unet, size, shape[1:])
+    denoiser = denoiser_of(
+        staged, request, table, sigmas, encoded, start.extra, check, controls, helped.guests
+    )
+    tile = None
+    if request.diffusion_tile is not None:
+        check_tiles(request, start.extra is not None)
+        tile = request.diffusion_tile // factor
+    relay = Relay(denoiser, second, share, tile)
+    latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
+    lap("sample")
+    return latents, encoded, staged
 
 
 def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
@@ -191,10 +267,12 @@ def draw(
     networks: Mapping[str, Network] | None = None,
     guests: tuple[Guest, ...] = (),
     stages: Callable[[Model, Request, int], Stages] | None = None,
+    refiner: Model | None = None,
 ) -> Drawing:
     """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through. networks: those
     of the request's control units, by their names. stages: gives the models of a run of n steps, where
-    adapters act.
+    adapters act. refiner: the model that takes over at `refiner_at`; controls, adapters and pictures attended
+    to act in the first alone.
 
     on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
     each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
@@ -209,8 +287,16 @@ def draw(
             raise Cancelled("cancelled by its token; the engine is unchanged")
 
     def lap(stage: str) -> None:
-        seconds[stage] = time.perf_counter() - begun - sum(seconds.values())
+        passed = time.perf_counter() - begun - sum(seconds.values())
+        seconds[stage] = seconds.get(stage, 0.0) + passed
 
+    if (refiner is None) != (request.refiner_at is None):
+        raise RequestError(
+            "refiner_at and a refiner go together: load one and give it to run, or leave refiner_at out",
+            field="refiner_at",
+        )
+    if refiner is not None:
+        check_pair(model.config, refiner.config)
     with torch.inference_mode():
         check()
         table = sigma_table(model.config, request)
@@ -218,26 +304,27 @@ def draw(
         canvas = canvas_of(request)
         start = start_of(model, request, table, schedule, canvas)
         sigmas = start.sigmas
-        steps = max(1, len(sigmas) - 1)
-        staged = Stages(((steps, model),)) if stages is None else stages(model, request, steps)
-        encoded = encode_stages(staged, request, steps)
-        trail.text(encoded.timeline)
-        lap("encode")
-
-        shape = latent_shape(model.config, request)
-        size = (shape[2] * model.config.vae.factor, shape[1] * model.config.vae.factor)
-        controls = controls_of(request.controls, networks or {}, model.config.unet, size, shape[1:])
-        denoiser = denoiser_of(staged, request, table, sigmas, encoded, start.extra, check, controls, guests)
-        watch = Listening(model, on_event, preview_every, begun, len(sigmas) - 1)
-        latents = sample(denoiser, request, start, shape, model.unet_device, watch.step, trail)
+        second = second_request(request, model.config.vae.factor)
+        more = (
+            None if second is None else second_levels(request, second, table, schedule, model.config.family)
+        )
+        total = len(sigmas) - 1 + (0 if more is None else len(more) - 1)
+        watch = Listening(model, on_event, preview_every, begun, total)
+        helped = Help(networks or {}, guests, stages, refiner)
+        latents, encoded, staged = run_pass(model, request, table, start, helped, watch, check, trail, lap)
+        if second is not None and more is not None:
+            again = second_start(model, request, second, more, latents)
+            watch = replace(watch, before=len(sigmas) - 1)
+            latents, _, _ = run_pass(model, second, table, again, helped, watch, check, trail, lap)
         trail.end(latents)
-        lap("sample")
 
         images = []
         for latent in latents:  # one at a time: memory of one, and bits that do not depend on the batch
             check()
             image = to_image(decode(model, latent[None])[0])
-            images.append(image if canvas is None else canvas.finished(image))
+            if canvas is not None:
+                image = canvas.finished(image) if second is None else unpadded(image, canvas.size, request)
+            images.append(image)
         lap("decode")
     return Drawing(
         images=tuple(images),

@@ -27,6 +27,7 @@ from minisd.samplers.step import OnStep, Step
 from minisd.trail import Trail
 
 if TYPE_CHECKING:
+    from minisd.relay import Relay
     from minisd.start import Start
 
 Shape = tuple[int, int, int]  # c h w
@@ -199,7 +200,7 @@ def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dic
 
 
 def sample(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Relay,
     request: Request,
     start: Start,
     shape: Shape,

@@ -105,14 +105,18 @@ def start_of(
     return Start(sigmas, latents, mask, extra, draws, draws + 1 + again, pure)
 
 
-def strength_steps(table: SigmaTable, request: Request, schedule: str, family: str) -> tuple[Tensor, int]:
-    """(levels of a whole run, how many of its last steps are made).
+def strength_steps(
+    table: SigmaTable, request: Request, schedule: str, family: str, strength: float | None = None
+) -> tuple[Tensor, int]:
+    """(levels of a whole run, how many of its last steps are made). strength: in place of the request's.
 
     share: round(strength * steps) of the run of `steps`. diffusers: rounded down. a1111: that and one more.
     a1111_exact, sdnext: `steps` steps of a longer run. sgm: the share of the levels, the 0 among them,
     rounded down, less one.
     """
-    strength, steps, rule = request.strength or 0.0, request.steps, request.forks.strength_rule
+    steps, rule = request.steps, request.forks.strength_rule
+    if strength is None:
+        strength = request.strength or 0.0
     longer = steps
     if rule == "a1111_exact" and strength > 0:
         longer = int(steps / min(strength, 0.999))
@@ -120,7 +124,7 @@ def strength_steps(table: SigmaTable, request: Request, schedule: str, family: s
         longer = int(steps // strength) + 1
     if request.sigmas is not None:  # levels that were named cannot be made more
         longer = steps = len(request.sigmas) - 1
-    full = run_sigmas(table, replace_steps(request, longer), schedule, family)
+    full = run_sigmas(table, replace_steps(request, longer, strength), schedule, family)
     made = {
         "share": round(strength * steps),
         "diffusers": int(strength * steps),
@@ -132,7 +136,7 @@ def strength_steps(table: SigmaTable, request: Request, schedule: str, family: s
     return full, min(made, len(full) - 1)
 
 
-def replace_steps(request: Request, steps: int) -> Request:
+def replace_steps(request: Request, steps: int, strength: float) -> Request:
     """Raises RequestError where a strength asks for a run longer than a run may be."""
     if steps == request.steps:
         return request
@@ -140,7 +144,7 @@ def replace_steps(request: Request, steps: int) -> Request:
         return replace(request, steps=steps)
     except RequestError as error:
         raise RequestError(
-            f"strength {request.strength:g} by the rule {request.forks.strength_rule} needs a run of {steps} "
+            f"strength {strength:g} by the rule {request.forks.strength_rule} needs a run of {steps} "
             "steps, more than there can be; ask for a greater strength or fewer steps",
             field="strength",
         ) from error
