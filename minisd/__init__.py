@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minisd.control import ControlUnit
     from minisd.conversion import convert
     from minisd.engine import Engine, Final, load
     from minisd.errors import (
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
         RequestError,
     )
     from minisd.model import plan
+    from minisd.picture import Picture
+    from minisd.picture_prompt import PicturePrompt
     from minisd.pipeline import Preview, Progress
     from minisd.placement import Plan
     from minisd.request import Request
     from minisd.result import Result
+    from minisd.upscale import Upscaler, load_upscaler
     from minisd.weights_loader.checkpoint import open_checkpoint
 
 __version__ = "0.1.0"
@@ -45,6 +49,11 @@ WHERE = {
     "NumericalError": "errors",
     "PlanError": "errors",
     "RequestError": "errors",
+    "ControlUnit": "control",
+    "Picture": "picture",
+    "PicturePrompt": "picture_prompt",
+    "Upscaler": "upscale",
+    "load_upscaler": "upscale",
     "Preview": "pipeline",
     "Progress": "pipeline",
     "Plan": "placement",
@@ -57,11 +66,14 @@ WHERE = {
 __all__ = [
     "Cancelled",
     "CheckpointError",
+    "ControlUnit",
     "Engine",
     "Final",
     "ImageError",
     "MinisdError",
     "NumericalError",
+    "Picture",
+    "PicturePrompt",
     "Plan",
     "PlanError",
     "Preview",
@@ -69,8 +81,10 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "Upscaler",
     "convert",
     "load",
+    "load_upscaler",
     "open_checkpoint",
     "plan",
 ]
