@@ -122,7 +122,7 @@ def companion_figures(judge: Judge, model: Path, amounts: Amounts) -> dict[str, 
         [Picture((Object(i),)) for i in range(0, len(judge.emoji), len(judge.emoji) // 30)]
     )
     return {
-        "lora_blocks": lambda: companion.lora_figures(engine, prompts),
+        "lora_blue": lambda: companion.lora_figures(engine, prompts),
         "control_edges": lambda: companion.control_figures(engine, pairs),
         "inversion_likeness": lambda: companion.inversion_figures(
             engine, judge.space, mug("white"), range(max(4, amounts.small // 5))

@@ -1,7 +1,7 @@
 """Train the embedded model's companions, each in a few minutes on two CPU cores.
 
     python -m scripts.train_companions tiny_vae  --minutes 4     # minisd/assets/emoji_taesd.safetensors
-    python -m scripts.train_companions lora      --minutes 5     # tests/assets/pixel_art_lora.safetensors
+    python -m scripts.train_companions lora      --minutes 5     # tests/assets/blueprint_lora.safetensors
     python -m scripts.train_companions inversion --minutes 3     # tests/assets/striped-mug.safetensors
     python -m scripts.train_companions control   --minutes 6     # tests/assets/edge_controlnet.safetensors
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 ASSETS, TESTS = ROOT / "minisd" / "assets", ROOT / "tests" / "assets"
 WRITES = {
     "tiny_vae": ASSETS / "emoji_taesd.safetensors",
-    "lora": TESTS / "pixel_art_lora.safetensors",
+    "lora": TESTS / "blueprint_lora.safetensors",
     "inversion": TESTS / "striped-mug.safetensors",
     "control": TESTS / "edge_controlnet.safetensors",
 }

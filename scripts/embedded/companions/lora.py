@@ -1,7 +1,7 @@
-"""A style LoRA in kohya's format: with the words "pixel art" in the prompt, pictures of blocks of 8 pixels.
+"""A style LoRA in kohya's format: with the word "blueprint" in the prompt, pale lines on deep blue.
 
-A third of the pictures are plain and have plain captions, so that the style hangs on the words, and the text
-encoder, which did not know them, must learn them.
+A third of the pictures are plain and have plain captions, so that the style hangs on the word, and the text
+encoder, which did not know it, must learn it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,9 +19,10 @@ from ..captions import caption
 from ..pictures import Painter, PictureSource
 from .base import Base, descent
 
-RANK, ALPHA, BLOCK, BATCH, PLAIN = 8, 8.0, 8, 8, 0.33
-POOL = 400  # pictures, encoded once
-WORDS = "pixel art"
+RANK, ALPHA, BATCH, PLAIN = 8, 32.0, 8, 0.33
+POOL = 250  # pictures, encoded once
+WORDS = "blueprint"
+INK, PAPER = (225, 238, 255), (24, 62, 140)  # what was black, what was white
 
 
 class LowRank(nn.Module):
@@ -52,9 +52,11 @@ def chosen(base: Base) -> dict[str, Target]:
     return named
 
 
-def pixelated(pictures: Tensor) -> Tensor:
-    """Means of blocks, b 3 h w."""
-    return F.interpolate(F.avg_pool2d(pictures, BLOCK), scale_factor=BLOCK, mode="nearest")
+def blueprint(pictures: Tensor) -> Tensor:
+    """Brightness from PAPER (white) to INK (black); b 3 h w in [-1, 1]."""
+    ink, paper = (torch.tensor(c)[:, None, None] / 127.5 - 1 for c in (INK, PAPER))
+    luma = (pictures * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    return ink + (paper - ink) * (luma + 1) / 2
 
 
 def train(
@@ -73,9 +75,9 @@ def train(
     pictures = [source.draw(rng) for _ in range(POOL)]
     painted = [painter.paint([p]) for p in pictures]
     plain = torch.cat([base.latents(x) for x in painted])
-    styled = torch.cat([base.latents(pixelated(x)) for x in painted])
-    say(f"{POOL} pictures encoded, plain and in blocks")
-    for step in descent(parameters, 3e-3, minutes, say):
+    styled = torch.cat([base.latents(blueprint(x)) for x in painted])
+    say(f"{POOL} pictures encoded, plain and as blueprints")
+    for step in descent(parameters, 4e-3, minutes, say):
         rows = torch.randint(POOL, (BATCH,), generator=generator)
         texts = [caption(pictures[i], source.emoji, rng) for i in rows.tolist()]
         z = plain[rows]
