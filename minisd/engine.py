@@ -23,13 +23,17 @@ from typing import Unpack
 from minisd import __version__
 from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
+from minisd.joined import draw_each
 from minisd.loras import Loras, embeddings_from
 from minisd.model import Model, load_model
 from minisd.picture_prompt_nets import guests_of
-from minisd.pipeline import CancelToken, Listener, Preview, Progress, draw
+from minisd.pipeline import CancelToken, Drawing, Listener, Preview, Progress, draw
 from minisd.placement import Plan
 from minisd.request import Request
 from minisd.result import Result
+from minisd.text.choices import Wildcards
+from minisd.text.lists import Styles
+from minisd.text.written import Lists
 from minisd.trail import Trail
 from minisd.wishes import Named
 
@@ -53,8 +57,10 @@ class Engine:
         model: Model,
         controls: Mapping[str, str | os.PathLike[str]] | None = None,
         loras: str | os.PathLike[str] | None = None,
+        lists: Lists | None = None,
     ) -> None:
         self._model: Model | None = model
+        self.lists = Lists() if lists is None else lists
         self.controls = ControlNets(controls)
         self.loras = Loras(loras)
 
@@ -91,19 +97,24 @@ class Engine:
         whole = request.for_model(model.config, seed=secrets.randbits(32))
         if refiner is not None and whole.refiner_at is None:
             whole = replace(whole, refiner_at=REFINER_AT)
-        with nullcontext() if model.executor is None else model.executor.busy():
-            drawing = draw(
+
+        def draw_one(one: Request, listener: Listener | None, marks: Trail) -> Drawing:
+            return draw(
                 model,
-                whole,
-                on_event=on_event,
+                one,
+                on_event=listener,
                 cancel=cancel,
                 preview_every=preview_every,
-                trail=trail,
-                networks=self.controls.networks(whole.controls, model),
-                guests=guests_of(whole.picture_prompts, model, self.controls.path),
+                trail=marks,
+                networks=self.controls.networks(one.controls, model),
+                guests=guests_of(one.picture_prompts, model, self.controls.path),
                 stages=self.loras.stages,
                 refiner=None if refiner is None else refiner.model,
             )
+
+        requests = self.lists.written_out(whole)
+        with nullcontext() if model.executor is None else model.executor.busy():
+            drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
         return Result(drawing, model.name, __version__, model.plan, model.files)
 
     def stream(
@@ -184,6 +195,8 @@ def load(
     controls: Mapping[str, str | os.PathLike[str]] | None = None,
     loras: str | os.PathLike[str] | None = None,
     embeddings: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    wildcards: str | os.PathLike[str] | Wildcards | None = None,
+    styles: str | os.PathLike[str] | Styles | None = None,
     **named: Unpack[Named],
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
@@ -193,7 +206,8 @@ def load(
     copy of the UNet (None: as the family's authors do). controls: {name: file} of control networks, IP-
     Adapters and image encoders that a Request may name; they are loaded when one does. loras: a folder of
     adapters that a Request or a prompt may name. embeddings: a folder of textual inversions, or {word:
-    file}. request: what room is to be left for (None: a picture of the size the model was trained at).
+    file}. wildcards: a folder of lists, or {name: lines}. styles: a table as CSV, or {name: Style}.
+    request: what room is to be left for (None: a picture of the size the model was trained at).
     named: what is not left to the plan, the fields of `Wishes` (device, dtype, memory="6GiB",
     offload="staged", vae_tile, ...). kernels: names for operations, and restructurings ("triton",
     "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
@@ -212,7 +226,7 @@ def load(
     )
     if embeddings is not None:
         model = replace(model, embeddings=embeddings_from(embeddings, model))
-    return Engine(model, controls, loras)
+    return Engine(model, controls, loras, Lists.of(wildcards, styles))
 
 
 __all__ = ["Cancelled", "Engine", "Final", "Preview", "Progress", "Request", "Result", "load"]

@@ -40,6 +40,7 @@ from minisd.sampling import sample, schedule_of, sigma_table
 from minisd.start import Start, start_of
 from minisd.text.account import Account
 from minisd.text.conditioning import Conditioning, Encoded, Prompts, encode_request
+from minisd.text.written import alone
 from minisd.tiles import check_tiles
 from minisd.trail import Trail
 
@@ -81,6 +82,13 @@ class Drawing:
     accounts: tuple[Account, ...]  # what became of the prompts
     seconds: dict[str, float]  # per stage
     trail: Trail  # digests of what was passed through
+    requests: tuple[Request, ...] = ()  # as drawn, choices made: one for all images, or each
+    template: Request | None = None  # as asked for, with its styles and choices
+
+    def alone(self, index: int) -> Request:
+        """The request that draws just image `index`."""
+        return self.requests[index] if len(self.requests) > 1 else alone(self.request, index)
+
     applied: tuple[Applied, ...] = ()  # adapters that acted
 
 

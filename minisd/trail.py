@@ -9,7 +9,7 @@ the batch an image stands in. 64 x 64 latents cost about 0.05 ms a step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
 
@@ -122,6 +122,25 @@ class Trail:
         self._waiting += x.numel() * x.element_size()
         if self._waiting > MAX_WAITING:
             self.settle()
+
+    def beside(self, others: Sequence[Trail]) -> None:
+        """The marks of runs that drew one image each, side by side. A mark that only some runs have (an
+        adaptive solver's further steps) is left out."""
+        first, *rest = [{m.name: m for m in trail.settle()} for trail in others]
+        for name, mark in first.items():
+            if all(name in marks for marks in rest):
+                digests = [marks[name].digests for marks in (first, *rest)]
+                same = all(d == digests[0] for d in digests) and name == "text"
+                self._marks.append(
+                    Mark(name, mark.sigma, digests[0] if same else tuple(d for row in digests for d in row))
+                )
+        self.steps += min(trail.steps for trail in others)
+        if self.keep:
+            names = [name for name in others[0].kept if all(name in trail.kept for trail in others)]
+            self.kept |= {name: torch.cat([trail.kept[name] for trail in others]) for name in names}
+            for calls in zip(*(trail.answers for trail in others), strict=False):
+                parts = zip(*(answer for _, answer in calls), strict=True)
+                self.answers.append((calls[0][0], tuple(torch.cat(part) for part in parts)))
 
     def settle(self) -> tuple[Mark, ...]:
         """All marks, with what waited on a device hashed."""

@@ -41,6 +41,8 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.request",
     "minisd.upscale",
     "minisd.samplers.names",  # names and facts, no torch
+    "minisd.text.account",
+    "minisd.text.written",
     "minisd.weights_loader.checkpoint",
     "minisd.wishes",
 }

@@ -10,4 +10,4 @@ from __future__ import annotations
 import argparse
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # argparse has no public name for it
-MODULES = ("draw", "demo", "kernels", "models", "samplers", "upscale")
+MODULES = ("draw", "demo", "info", "kernels", "models", "plan", "samplers", "tokens", "upscale")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
@@ -170,6 +171,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--lora-dir", metavar="DIR", help="LoRA files, by their names")
     group.add_argument("--embeddings", metavar="DIR", help="textual inversions: words that prompts may use")
+    group.add_argument("--wildcards", metavar="DIR", help="lists that prompts may name: __colours__")
+    group.add_argument("--styles-file", metavar="CSV", help="table of styles that --styles names")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="take the EMA copy of the UNet")
     group.add_argument(
         "--kernels",
@@ -233,4 +236,15 @@ def engine_of(args: argparse.Namespace, request: Request | None = None) -> Engin
         **named_of(wishes_of(args)),
         loras=args.lora_dir,
         embeddings=args.embeddings,
+        wildcards=args.wildcards,
+        styles=args.styles_file,
     )
+
+
+def refiner_of(args: argparse.Namespace) -> AbstractContextManager[Engine | None]:
+    """The engine of --refiner, or None."""
+    if args.refiner is None:
+        return nullcontext()
+    from minisd.engine import load
+
+    return load(args.refiner, **named_of(wishes_of(args)))

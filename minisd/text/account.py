@@ -13,7 +13,17 @@ from minisd.errors import RequestError
 from minisd.request import Request
 from minisd.text.chunks import Cut, cut
 from minisd.text.editing import Clock
-from minisd.text.script import Field, Line, Texts, lines_of, positive_lines, spans_of
+from minisd.text.networks import ExtraNetwork
+from minisd.text.script import (
+    Field,
+    Line,
+    Texts,
+    clock_of,
+    lines_of,
+    positive_lines,
+    spans_of,
+    tags_of,
+)
 from minisd.text.weights import Emphasis
 
 if TYPE_CHECKING:
@@ -54,7 +64,8 @@ class Account:
 
 def counts(made: Cut) -> dict[str, object]:
     chunks = [[list(run) for run in chunk.runs()] for chunk in made.chunks]
-    return {"tokens": made.counted, "read": made.used, "chunks": chunks}
+    ids = [list(chunk.ids) for chunk in made.chunks]
+    return {"tokens": made.counted, "read": made.used, "chunks": chunks, "ids": ids}
 
 
 class Reader:
@@ -119,3 +130,11 @@ def accounts_of(lines: Sequence[Line], reader: Reader, steps: int) -> tuple[Acco
                 accounts.append(Account(line.field, line.weight, begin, last, texts, first, other))
             begin = end + 1
     return tuple(accounts)
+
+
+def read(
+    request: Request, names: Names | None = None
+) -> tuple[tuple[Account, ...], tuple[ExtraNetwork, ...]]:
+    """(accounts, tags) of a request without a model. Raises RequestError as drawing it would."""
+    lines = all_lines(request, clock_of(request, request.steps))
+    return accounts_of(lines, Reader(request, names), request.steps), tags_of(request)
