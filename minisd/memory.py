@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from minisd.config import TextConfig, UNetConfig, VAEConfig
 from minisd.models.clip import TextEncoder
-from minisd.models.tiling import tiled
 from minisd.models.unet import CrossAttention, UNet
 from minisd.models.vae import AttnBlock, AutoencoderKL
 from minisd.residency import all_tensors, pieces
@@ -217,13 +216,16 @@ def vae_work(
     """Bytes of decoding one latent of this size, in tiles of `tile` latents if given, beside the weights."""
     network = built(lambda: AutoencoderKL(config), dtype)
     assert isinstance(network, AutoencoderKL)
+    like = {"device": "meta", "dtype": dtype}
 
     def run() -> None:
-        z = torch.empty(1, config.embed_dim, height, width, device="meta", dtype=dtype)
-        if tile is None:
+        z = torch.empty(1, config.embed_dim, height, width, **like)
+        if tile is None or (tile >= height and tile >= width):
             network.decode(z)
         else:
-            tiled(network.decode, z, tile=tile, overlap=tile // 4, up=config.factor)
+            canvas = torch.empty(1, 4, height * config.factor, width * config.factor, **like)  # and weights
+            part = network.decode(z[..., :tile, :tile])
+            del canvas, part
 
     return counted(network, attention, run, reorders, flow)
 
