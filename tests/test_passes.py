@@ -4,12 +4,14 @@ differ; and shapes and latents worked out by hand."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
+from minisd.cli import main
 from minisd.engine import Engine
 from minisd.errors import RequestError
 from minisd.picture import Picture
@@ -18,7 +20,7 @@ from minisd.request import Request
 from minisd.samplers.names import SAMPLERS
 from tests.oracles import diffusers_unet, diffusers_vae, transformers_text
 from tests.test_pipeline import close, engine, pipeline, pixels, tokenizer
-from tests.tiny import TINY, network_weights, tiny_model
+from tests.tiny import TINY, network_weights, tiny_model, write_checkpoint
 
 
 def request(**fields: object) -> Request:
@@ -183,3 +185,15 @@ def test_tiles_and_what_belongs_to_the_whole() -> None:
     with pytest.raises(RequestError) as caught:
         latents(diffusion_tile=64, apg_momentum=-0.5)
     assert caught.value.field == "diffusion_tile"
+
+
+def test_a_refiner_by_a_flag(tmp_path: Path) -> None:
+    """Oracle: pixels of the refiner's own picture, where it makes every step."""
+    files = [write_checkpoint(tmp_path / f"{i}.safetensors", TINY["sd1"], seed=i) for i in range(2)]
+    base = ["txt2img", "an apple", "--steps", "2", "--seed", "7", "-q"]
+    handed = ["-m", str(files[0]), "--refiner", str(files[1]), "--refiner-at", "0"]
+    assert main([*base, *handed, "-o", str(tmp_path / "a.png")]) == 0
+    alone = ["-m", str(files[1]), "--vae", str(files[0])]  # the first model decodes
+    assert main([*base, *alone, "-o", str(tmp_path / "b.png")]) == 0
+    a, b = (Image.open(tmp_path / name).tobytes() for name in ("a.png", "b.png"))
+    assert a == b

@@ -9,7 +9,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from minisd.commands.flags import add_model_flags, add_request_flags
+from minisd.commands.flags import add_model_flags, add_request_flags, refiner_of
 from minisd.commands.progress import Bar
 from minisd.errors import ImageError
 from minisd.request import Request
@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "-o", "--output", default="out.png", metavar="FILE", help="PNG; several become FILE-1, FILE-2, ..."
     )
+    p.add_argument("--refiner", metavar="PATH", help="a model that takes over on the way (--refiner-at)")
     add_request_flags(p)
     add_model_flags(p)
     p.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
@@ -45,24 +46,27 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
     bar.write("loading")
     from minisd.engine import load
 
-    with load(
-        args.model,
-        vae=args.vae,
-        text_encoder=args.text_encoder,
-        text_encoder_2=args.text_encoder_2,
-        ema=args.ema,
-        device=args.device,
-        dtype=args.dtype,
-        vae_dtype=args.vae_dtype,
-        attention=args.attention,
-        kernels=args.kernels,
-        vae_tile=args.vae_tile,
-        loras=args.lora_dir,
-        embeddings=args.embeddings,
-    ) as engine:
+    with (
+        load(
+            args.model,
+            vae=args.vae,
+            text_encoder=args.text_encoder,
+            text_encoder_2=args.text_encoder_2,
+            ema=args.ema,
+            device=args.device,
+            dtype=args.dtype,
+            vae_dtype=args.vae_dtype,
+            attention=args.attention,
+            kernels=args.kernels,
+            vae_tile=args.vae_tile,
+            loras=args.lora_dir,
+            embeddings=args.embeddings,
+        ) as engine,
+        refiner_of(args) as refiner,
+    ):
         bar.begun = time.perf_counter()
         try:
-            result = engine.run(request, on_event=bar)
+            result = engine.run(request, on_event=bar, refiner=refiner)
         finally:
             bar.clear()
     paths = result.save(target)
