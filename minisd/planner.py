@@ -54,7 +54,8 @@ class Sizes:
         whole = (request or Request()).for_model(config, seed=0)
         assert whole.width is not None and whole.height is not None
         factor = config.vae.factor
-        return cls(whole.height // factor, whole.width // factor, whole.count, whole.cfg_scale != 1.0)
+        height, width = (round(n * whole.hires_scale / factor) for n in (whole.height, whole.width))
+        return cls(height, width, whole.count, whole.cfg_scale != 1.0)
 
 
 def choose(
