@@ -157,10 +157,14 @@ def real_sites() -> tuple[Site, ...]:
     sites: dict[Site, None] = {}
     for config, sizes in FAMILIES.values():
         for size in sizes:
-            for batch in BATCHES:
-                sites |= dict.fromkeys(c.site for c in sites_of_model(config, size, batch))
-            chunks = sites_of_model(config, size, 2, 2 * TOKENS)
-            sites |= dict.fromkeys(c.site for c in chunks)
+            for called in sites_of_model(config, size, 2):
+                site = called.site
+                if called.where != "unet":
+                    sites[site] = None
+                    continue
+                sites |= dict.fromkeys(replace(site, b=batch) for batch in BATCHES)
+                if site.op == "cross_attention":
+                    sites[replace(site, m=2 * TOKENS)] = None
     return tuple(sites)
 
 
