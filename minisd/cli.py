@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sys.stdout.flush()
-        return 0
+        return answer.get("exit_code", 0)
     except RequestError as error:
         return fail(args, error, 2)
     except CheckpointError as error:

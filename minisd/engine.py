@@ -213,6 +213,8 @@ def load(
     "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
     Raises CheckpointError, PlanError.
     """
+    if path is None and tiny_vae is None:
+        tiny_vae = asset(EMBEDDED_TINY_VAE)
     model = load_model(
         embedded_model() if path is None else path,
         vae=vae,

@@ -205,6 +205,7 @@ def load_model(
         plan=plan,
         tiny_vae=cast(TAESD | None, networks.get("taesd")),
         executor=executor if moves else None,
+        files=tuple(Path(p) for p in (path, vae, text_encoder, text_encoder_2, tiny_vae) if p is not None),
     )
 
 

@@ -7,11 +7,11 @@ import os
 import sys
 import time
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from minisd.commands.flags import add_model_flags, add_request_flags, refiner_of
+from minisd.commands.flags import add_model_flags, add_request_flags, engine_of, refiner_of
 from minisd.commands.progress import Bar
-from minisd.errors import ImageError
+from minisd.errors import ImageError, RequestError
 from minisd.request import Request
 
 if TYPE_CHECKING:
@@ -25,9 +25,19 @@ def add(commands: Commands) -> None:
         description="Draw a picture from text and write it as PNG, with how it was made inside.",
         epilog='minisd txt2img "a red apple" -o apple.png --seed 7 --count 4',
     )
-    p.add_argument("prompt", help="what the picture shows")
+    p.add_argument("prompt", nargs="?", help="what the picture shows")
     p.add_argument(
-        "-o", "--output", default="out.png", metavar="FILE", help="PNG; several become FILE-1, FILE-2, ..."
+        "--from",
+        dest="source",
+        metavar="PICTURE",
+        help="make this picture again, by what its file says; other flags override",
+    )
+    p.add_argument(
+        "-o",
+        "--output",
+        default="out.png",
+        metavar="FILE",
+        help="png, jpg, webp or avif; several become FILE-1, FILE-2, ...",
     )
     p.add_argument("--refiner", metavar="PATH", help="a model that takes over on the way (--refiner-at)")
     add_request_flags(p)
@@ -36,34 +46,42 @@ def add(commands: Commands) -> None:
     p.set_defaults(run=txt2img)
 
 
-def txt2img(args: argparse.Namespace) -> dict[str, object]:
+def asked(args: argparse.Namespace) -> tuple[Request, tuple[str, ...]]:
+    """The request of the flags, over that of the picture given by --from; and what of the latter's settings
+    could not be carried over."""
     names = {f.name for f in fields(Request)}
-    request = Request.from_dict({k: v for k, v in vars(args).items() if k in names})
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    left: tuple[str, ...] = ()
+    if args.source is not None:
+        from minisd.metadata import read_file
+
+        texts = read_file(args.source).texts
+        if "minisd" in texts:
+            from minisd.verify import record_of
+
+            base = dict(cast(dict[str, object], record_of(args.source)["request"]))
+        elif "parameters" in texts:
+            from minisd.infotext import request_of
+
+            base, left = request_of(texts["parameters"])
+        else:
+            raise ImageError(f"{args.source} does not say how it was made; there is nothing to recreate")
+        given = base | given
+    elif "prompt" not in given:
+        raise RequestError("say what the picture shows, or give --from PICTURE", field="prompt")
+    return Request.from_dict(given), left
+
+
+def txt2img(args: argparse.Namespace) -> dict[str, object]:
+    request, left = asked(args)
     target = args.output
     if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
         raise ImageError(f"the folder of {target} does not exist; make it first")
+    if left and not args.json and not args.quiet:
+        sys.stderr.write(f"not carried over: {'; '.join(left)}\n")
     bar = Bar(sys.stderr.isatty() and not args.quiet and not args.json)
     bar.write("loading")
-    from minisd.engine import load
-
-    with (
-        load(
-            args.model,
-            vae=args.vae,
-            text_encoder=args.text_encoder,
-            text_encoder_2=args.text_encoder_2,
-            ema=args.ema,
-            device=args.device,
-            dtype=args.dtype,
-            vae_dtype=args.vae_dtype,
-            attention=args.attention,
-            kernels=args.kernels,
-            vae_tile=args.vae_tile,
-            loras=args.lora_dir,
-            embeddings=args.embeddings,
-        ) as engine,
-        refiner_of(args) as refiner,
-    ):
+    with engine_of(args, request) as engine, refiner_of(args) as refiner:
         bar.begun = time.perf_counter()
         try:
             result = engine.run(request, on_event=bar, refiner=refiner)
@@ -77,4 +95,7 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
         read, counted = result.drawing.tokens[1], result.drawing.tokens[0]
         cut = f"; only {read} of the prompt's {counted} tokens were read" if read < counted else ""
         sys.stdout.write(f"{len(paths)} picture{'s' * (len(paths) > 1)} in {spent:.1f} s{cut}\n")
-    return {"pictures": [{"path": str(p), **result.record(i)} for i, p in enumerate(paths)]}
+    return {
+        "not_carried_over": list(left),
+        "pictures": [{"path": str(p), **result.record(i)} for i, p in enumerate(paths)],
+    }
