@@ -79,8 +79,8 @@ def peft_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 KINDS = (
-    "lora locon_mid dora dora_in peft_dora loha loha_tucker lokr lokr_whole lokr_tucker ia3 ia3_in full glora "
-    "oft boft"
+    "lora locon_mid dora dora_in peft_dora loha loha_tucker lokr lokr_whole lokr_tucker "
+    "ia3 ia3_in full glora oft boft"
 ).split()
 
 

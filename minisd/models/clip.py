@@ -79,7 +79,7 @@ class Embeddings(nn.Module):
         self.position_embedding = empty_embedding(config.max_length, config.width)
 
     def forward(self, ids: Tensor, learned: Sequence[tuple[int, Tensor]] = ()) -> Tensor:
-        """ids b n -> b n width. learned: (place, vectors k width) that stand there in place of the tokens'."""
+        """ids b n -> b n width. learned: (place, vectors k width) that stand there instead of tokens'."""
         x = self.token_embedding(ids)
         for place, vectors in learned:
             rows = vectors.to(x).expand(len(x), -1, -1)
