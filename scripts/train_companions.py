@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minisd.engine import embedded_model
 from scripts.embedded.companions import control, inversion, lora, tiny_vae
@@ -50,8 +51,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--font", type=Path)
     parser.add_argument("--unicode", type=Path)
+    parser.add_argument("--resume", action="store_true", help="tiny_vae: go on from the file that is there")
     parser.add_argument("--out", type=Path, help="default: where it belongs")
     args = parser.parse_args()
+    if args.resume and args.companion != "tiny_vae":
+        parser.error("only tiny_vae goes on from its file")
     torch.set_num_threads(args.threads)
     base = Base.load(args.model)
     if args.companion == "inversion":
@@ -63,7 +67,10 @@ def main() -> None:
         sprites = load_sprites(font, names)
         # nothing held out: what is held out is for the model, not for what is trained beside it
         source = PictureSource(sprites.emoji, frozenset(), SHARES[args.companion], mirror=0.2, favour=3.0)
-        tensors = TRAINS[args.companion](base, Painter(sprites), source, args.minutes, say)
+        train = TRAINS[args.companion]
+        if args.resume:
+            train = partial(tiny_vae.train, weights=load_file(WRITES["tiny_vae"]))
+        tensors = train(base, Painter(sprites), source, args.minutes, say)
     told = {"minisd.training": json.dumps({"model": args.model.name, "minutes": args.minutes})}
     if args.companion == "lora":
         told |= {"ss_network_dim": str(lora.RANK), "ss_network_alpha": str(lora.ALPHA)}

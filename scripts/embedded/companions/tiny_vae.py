@@ -27,12 +27,19 @@ def last_layers(network: TAESD) -> list[str]:
 
 
 def train(
-    base: Base, painter: Painter, source: PictureSource, minutes: float, say: Callable[[str], None]
+    base: Base,
+    painter: Painter,
+    source: PictureSource,
+    minutes: float,
+    say: Callable[[str], None],
+    weights: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Weights under their published names, float16."""
+    """Weights under their published names, float16. weights: what to go on from."""
     torch.manual_seed(21)
     rng, generator = random.Random(21), torch.Generator().manual_seed(21)
     network = TAESD(CONFIG)
+    if weights is not None:
+        network.load_state_dict(weights)
     opts = optimizers(network, 5e-3, 0.0, ("encoder.0.", "decoder.1.", *last_layers(network)))
     pictures = [source.draw(rng) for _ in range(POOL)]
     pool = torch.cat([base.latents(painter.paint([p])) for p in pictures])
