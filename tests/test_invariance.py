@@ -3,9 +3,13 @@ rule."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,14 +141,44 @@ def test_without_the_rules_threads_change_bits() -> None:
 
 
 def test_small_images_and_threads() -> None:
-    """Oracle: one thread; and, inverse, torch's own choice for small single images, which depends on it."""
+    """Oracle: one thread; and torch's own convolution, whose path this is not."""
     x, conv = torch.randn(1, 256, 8, 8), Conv2d(256, 128, 3, padding=1)
     with torch.inference_mode():
         results = []
-        for count in (1, 2):
+        for count in (1, 2, 3):
             with threads(count):
                 results.append((conv(x), nn.Conv2d.forward(conv, x)))
-    (ours, torchs), (ours_two, torchs_two) = results
-    assert torch.equal(ours, ours_two)
-    assert not torch.equal(torchs, torchs_two)
-    assert (ours - torchs).abs().max() < 1e-4
+    ours = [own for own, _ in results]
+    assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
+    assert not torch.equal(*results[0])
+    assert (results[0][0] - results[0][1]).abs().max() < 1e-4
+
+
+SMALL_IMAGE = """
+import torch
+from minisd.models.conv import Conv2d
+x, conv = torch.randn(1, 1920, 3, 3), Conv2d(1920, 16, 3, padding=1)
+with torch.inference_mode():
+    for forward in (conv, lambda x: torch.nn.Conv2d.forward(conv, x)):
+        results = []
+        for count in (1, 3, 4):
+            torch.set_num_threads(count)
+            results.append(forward(x))
+        print(all(torch.equal(results[0], r) for r in results))
+"""
+
+
+def test_without_the_rule_threads_change_small_images() -> None:
+    """Inverse: torch's own choice for small single images depends on the number of threads: with the kernels
+    that MKL picks here, or (some AMD processors) with the plain ones that run everywhere."""
+    base = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    outputs = []
+    for kernels in ({}, {"MKL_CBWR": "COMPATIBLE"}):
+        command = [sys.executable, "-c", SMALL_IMAGE]
+        done = subprocess.run(command, env=base | kernels, capture_output=True, text=True, check=True)
+        ours, torchs = done.stdout.split()
+        assert ours == "True"
+        outputs.append(torchs)
+        if torchs == "False":
+            break
+    assert outputs[-1] == "False"

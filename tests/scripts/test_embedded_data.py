@@ -29,8 +29,18 @@ from scripts.embedded.data import (
     unicode_names,
 )
 from scripts.embedded.latents import plan_pictures, proportions
-from scripts.embedded.pictures import COLOURS, Object, Painter, Picture, PictureSource, held_out
+from scripts.embedded.pictures import (
+    COLOURS,
+    Object,
+    Painter,
+    Picture,
+    PictureSource,
+    Shares,
+    held_out,
+    outline,
+)
 from scripts.embedded.vocabulary import UNKNOWN, VOCABULARY_SIZE, Vocabulary
+from scripts.train_embedded import HELD_OUT_COUNT, HELD_OUT_STACKED
 
 TEST_FILE = """\
 # group: Food & Drink
@@ -142,13 +152,42 @@ def test_painting_puts_objects_on_the_colour() -> None:
     assert pixel(2, 5, 5) == COLOURS["black"] and pixel(2, 60, 64) == COLOURS["black"]
 
 
+def test_other_kinds_of_pictures() -> None:
+    """Oracle: places and colours written down: stacked, small, counted, grey, outlined."""
+    pictures = [
+        Picture((Object(1, "above"), Object(2, "below")), "black"),
+        Picture((Object(0),), "blue", small=True),
+        Picture((Object(0),), "blue", count=2),
+        Picture((Object(0),), "blue", count=3),
+        Picture((Object(0),), style="grey"),
+        Picture((Object(0),), style="outline"),
+    ]
+    kinds = ["pair", "small", "count", "count", "style", "style"]
+    assert [p.kind for p in pictures] == kinds
+    x = (Painter(squares()).paint(pictures) + 1) * 127.5
+
+    def pixel(row: int, px: int, py: int) -> tuple[int, ...]:
+        return tuple(x[row, :, py, px].round().int().tolist())
+
+    red, blue = (255, 0, 0), COLOURS["blue"]
+    assert pixel(0, 40, 10) == (0, 255, 0) and pixel(0, 40, 120) == (0, 0, 255)
+    assert pixel(1, 40, 64) == red and pixel(1, 10, 64) == blue and pixel(1, 40, 10) == blue
+    assert pixel(2, 10, 64) == red and pixel(2, 70, 64) == red and pixel(2, 40, 64) == blue
+    assert pixel(3, 10, 10) == red and pixel(3, 70, 10) == red and pixel(3, 40, 120) == red
+    assert pixel(4, 10, 64) == (76, 76, 76) and pixel(4, 120, 64) == COLOURS["white"]
+    assert pixel(5, 20, 64) == COLOURS["white"] and max(pixel(5, 63, 64)) < 60
+    flat = torch.full((4, 8, 8), 255.0)  # nothing changes inside, so only the rim is drawn
+    assert not outline(flat)[3, 1:-1, 1:-1].any() and (outline(flat)[3, 0] == 255).all()
+
+
 def test_held_out_combinations_are_never_drawn() -> None:
     """Oracle: the list itself, long enough here to hit often without the check."""
-    held = held_out(EMOJI, 60)
-    assert held == sorted(set(held)) == held_out(EMOJI, 60)
-    source = PictureSource(EMOJI, frozenset(held), white=0.2, pairs=0.5, mirror=0.5)
+    held = held_out(EMOJI, 40, 20)
+    assert held == sorted(set(held)) == held_out(EMOJI, 40, 20)
+    assert sum(place in ("above", "below") for _, _, place in held) == 20 and len(held) == 60
+    source = PictureSource(EMOJI, frozenset(held), Shares(white=0.2, pairs=0.5), mirror=0.5)
     rng = random.Random(0)
-    drawn = [source.draw(rng) for _ in range(300)] + plan_pictures(source, 5, 100)
+    drawn = [source.draw(rng) for _ in range(300)] + plan_pictures(source, 5, 100, 20)
     met = {(EMOJI[o.index].name, p.background, o.place) for p in drawn for o in p.objects}
     assert met and not met & set(held)
     clocks = [o for p in drawn for o in p.objects if o.index == 2]
@@ -157,8 +196,9 @@ def test_held_out_combinations_are_never_drawn() -> None:
 
 def test_proportions_are_those_of_the_recipe() -> None:
     """Oracle: the shares asked for, whatever the number of pictures of each kind."""
-    source = PictureSource(EMOJI, frozenset(), white=0.7, pairs=0.2, mirror=0.1, favour=5.0)
-    pictures = plan_pictures(source, 4, 30)
+    shares = Shares(white=0.7, pairs=0.2, counts=0.03, smalls=0.05, styles=0.02)
+    source = PictureSource(EMOJI, frozenset(), shares, mirror=0.1, favour=5.0)
+    pictures = plan_pictures(source, 4, 30, 20)
     weights = proportions(source, pictures)
     assert weights.sum().item() == pytest.approx(1)
 
@@ -166,28 +206,36 @@ def test_proportions_are_those_of_the_recipe() -> None:
         return sum(w for w, p in zip(weights.tolist(), pictures, strict=True) if chosen(p))
 
     assert share(lambda p: len(p.objects) == 2) == pytest.approx(0.2)
-    assert share(lambda p: len(p.objects) == 1 and p.background == "white") == pytest.approx(0.8 * 0.7)
+    assert share(lambda p: p.count > 1) == pytest.approx(0.03)
+    assert share(lambda p: p.small) == pytest.approx(0.05)
+    assert share(lambda p: p.style != "colour") == pytest.approx(0.02)
+    plain = 1 - 0.2 - 0.03 - 0.05 - 0.02
+    assert share(lambda p: p.kind == "white") == pytest.approx(plain * 0.7)
     own = [w / sum(source.weights) for w in source.weights]
     # apple and car are favourites, the clock is not; food counts 1.4
     assert own[0] == pytest.approx(5 * 1.4 / (5 * 1.4 + 5 + 1))
-    assert share(lambda p: p.objects == (Object(2),)) == pytest.approx(0.8 * own[2])
-    turned = share(lambda p: p.background == "white" and p.objects[0].mirrored and len(p.objects) == 1)
-    assert turned == pytest.approx(0.8 * 0.7 * 0.1 * (own[0] + own[1]))
+    clocks = share(lambda p: p.kind in ("white", "colour") and p.objects == (Object(2),))
+    assert clocks == pytest.approx(plain * own[2])
+    turned = share(lambda p: p.kind == "white" and p.objects[0].mirrored)
+    assert turned == pytest.approx(plain * 0.7 * 0.1 * (own[0] + own[1]))
 
 
 def test_committed_held_out_list_has_the_form_of_the_code() -> None:
-    """Oracle: the committed file: 200 different rows of name, colour and place."""
+    """Oracle: the committed file: 200 different rows side by side or alone, 60 above or below."""
     path = Path(__file__).parents[2] / "scripts" / "embedded" / "heldout.txt"
     rows = [tuple(line.split("\t")) for line in path.read_text("utf-8").splitlines()]
-    assert len(set(rows)) == len(rows) == 200
+    assert len(set(rows)) == len(rows)
     assert all(colour in COLOURS and colour != "white" for _, colour, _ in rows)
-    assert {place for _, _, place in rows} == {"middle", "left", "right"}
+    stacked = [row for row in rows if row[2] in ("above", "below")]
+    assert len(stacked) == HELD_OUT_STACKED and len(rows) - len(stacked) == HELD_OUT_COUNT
+    assert {place for _, _, place in rows} == {"middle", "left", "right", "above", "below"}
 
 
 def test_vocabulary_holds_every_word_of_training() -> None:
     """Oracle: captions drawn at random hold no unknown word; a word never used is unknown."""
     vocabulary = Vocabulary.of(every_caption(EMOJI, tuple(COLOURS)))
-    source = PictureSource(EMOJI, frozenset(), white=0.5, pairs=0.5, mirror=0.1)
+    shares = Shares(white=0.5, pairs=0.4, counts=0.1, smalls=0.1, styles=0.1)
+    source = PictureSource(EMOJI, frozenset(), shares, mirror=0.1)
     rng = random.Random(3)
     texts = [caption(source.draw(rng), EMOJI, rng) for _ in range(500)]
     assert not (vocabulary.rows([*texts, ""]) == UNKNOWN).any()
