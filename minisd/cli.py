@@ -11,9 +11,11 @@ import importlib
 import json
 import os
 import sys
+import warnings
+from typing import TextIO
 
 from minisd.commands import MODULES
-from minisd.errors import Cancelled, CheckpointError, MinisdError, RequestError
+from minisd.errors import Cancelled, CheckpointError, CheckpointWarning, MinisdError, RequestError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,10 +45,27 @@ def fail(args: argparse.Namespace, error: Exception, code: int) -> int:
     return code
 
 
+def warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """On standard error; one about a file is one line, without the place in the source."""
+    if issubclass(category, CheckpointWarning):
+        sys.stderr.write(f"minisd: warning: {message}\n")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        answer = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = warned
+            answer = args.run(args)
         if args.json:
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sys.stdout.flush()

@@ -35,6 +35,7 @@ from minisd.text.choices import Wildcards
 from minisd.text.lists import Styles
 from minisd.text.written import Lists
 from minisd.trail import Trail
+from minisd.trust import Proof
 from minisd.wishes import Named
 
 EMBEDDED = "emoji.safetensors"
@@ -197,6 +198,9 @@ def load(
     embeddings: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     wildcards: str | os.PathLike[str] | Wildcards | None = None,
     styles: str | os.PathLike[str] | Styles | None = None,
+    sha256: str | None = None,
+    signature: str | os.PathLike[str] | None = None,
+    public_key: str | os.PathLike[str] | None = None,
     **named: Unpack[Named],
 ) -> Engine:
     """Load a checkpoint file, a diffusers folder, or (without a path) the embedded model.
@@ -207,7 +211,9 @@ def load(
     Adapters and image encoders that a Request may name; they are loaded when one does. loras: a folder of
     adapters that a Request or a prompt may name. embeddings: a folder of textual inversions, or {word:
     file}. wildcards: a folder of lists, or {name: lines}. styles: a table as CSV, or {name: Style}.
-    request: what room is to be left for (None: a picture of the size the model was trained at).
+    request: what room is to be left for (None: a picture of the size the model was trained at). sha256:
+    the file's, which it must have. signature, public_key: a bundle of model-signing over the file or folder,
+    and the key that it must be by; both are held against it before a tensor is used (`trust.py`).
     named: what is not left to the plan, the fields of `Wishes` (device, dtype, memory="6GiB",
     offload="staged", vae_tile, ...). kernels: names for operations, and restructurings ("triton",
     "geglu=triton,fused_qkv,text_once"; `minisd kernels list`).
@@ -224,6 +230,7 @@ def load(
         ema=ema,
         kernels=kernels,
         request=request,
+        proof=Proof(sha256, signature, public_key),
         **named,
     )
     if embeddings is not None:

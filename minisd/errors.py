@@ -16,6 +16,10 @@ class CheckpointError(MinisdError):
     """A file cannot be read as what it claims to be, or does not fit the model it is meant for."""
 
 
+class CheckpointWarning(UserWarning):
+    """A file can be read, but looks damaged."""
+
+
 class RequestError(MinisdError, ValueError):
     """A field of a Request has a wrong value. `field` names it."""
 

@@ -25,6 +25,7 @@ from minisd.model import Model
 from minisd.request import Request
 from minisd.text.embeddings import Embedding
 from minisd.text.script import tags_of
+from minisd.text.tokenizer import encode
 from minisd.weights_loader.embedding_file import EmbeddingVectors, open_embedding
 from minisd.weights_loader.lora_file import Adapter, open_adapter
 from minisd.weights_loader.lora_names import spellings
@@ -207,7 +208,8 @@ def embeddings_from(
     source: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]], model: Model
 ) -> dict[str, Embedding]:
     """The learned words of a folder, called as the files are, or of {name: file}. Files for other models are
-    left out of a folder. Raises CheckpointError."""
+    left out of a folder. Raises CheckpointError, also for a file of a folder that is called as an ordinary
+    word: it would take that word's place in every prompt."""
     if isinstance(source, Mapping):
         return {n: replace(embedding_of(open_embedding(p), model), name=n) for n, p in source.items()}
     out = {}
@@ -215,6 +217,11 @@ def embeddings_from(
         if "/" not in name:
             read = open_embedding(path)
             if fits(read, model):
+                if len(encode(name)) == 1:
+                    raise CheckpointError(
+                        f"the embedding {quoted(name)} is called as a word of the vocabulary, whose place it "
+                        "would take in every prompt; rename the file, or name it yourself: {word: file}"
+                    )
                 out[name] = embedding_of(read, model)
     return out
 

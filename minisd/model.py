@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from minisd.config import ModelConfig
-from minisd.errors import CheckpointError
+from minisd.errors import CheckpointError, quoted
 from minisd.executor import Executor
 from minisd.models.clip import TextEncoder
 from minisd.models.fused import use
@@ -27,6 +27,7 @@ from minisd.planner import Sizes, choose
 from minisd.request import Request
 from minisd.residency import all_tensors
 from minisd.text.embeddings import Embedding
+from minisd.trust import NO_PROOF, Proof, proven
 from minisd.weights import FileWeights
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
 from minisd.wishes import Named, Wishes, named_of
@@ -173,16 +174,19 @@ def load_model(
     ema: bool | None = None,
     kernels: str = "auto",
     request: Request | None = None,
+    proof: Proof = NO_PROOF,
     **named: Unpack[Named],
 ) -> Model:
     """Open, plan, build. Parts named by a path replace those of the checkpoint, or supply what it lacks.
 
     Weights that stay are read tensor by tensor into their planned dtype, a part at a time; for others the
-    files stay open until the model's executor is closed. request: what room is to be left for.
+    files stay open until the model's executor is closed. request: what room is to be left for. proof: what
+    the checkpoint must be; held against it before a tensor is used.
     """
     paths = Paths(vae, text_encoder, text_encoder_2, tiny_vae)
     with ExitStack() as files:
-        checkpoint = opened(path, paths, files)
+        with proven(path, proof):
+            checkpoint = opened(path, paths, files)
         config = usable(checkpoint)
         plan = plan_of(checkpoint, request, paths, Wishes(**named), kernels=kernels, count=False)
         with torch.device("meta"):
@@ -213,6 +217,8 @@ def usable(checkpoint: Checkpoint) -> ModelConfig:
     """The config of a checkpoint that can draw. Raises CheckpointError saying what is missing and how to
     supply it."""
     config = checkpoint.config
+    if checkpoint.detection.refusal is not None:
+        raise CheckpointError(f"{quoted(checkpoint.name)}: {checkpoint.detection.refusal}")
     if config is None or "unet" not in checkpoint.parts:
         raise CheckpointError(
             f"{checkpoint.name} is {checkpoint.detection.summary}, not a model that draws by itself"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from minisd.errors import CheckpointError
+from minisd.errors import CheckpointError, CheckpointWarning, listed, quoted
 from minisd.weights_loader.checkpoint import Checkpoint
 
 
 class FileWeights:
     """Tensors of one part of a checkpoint, in the planned dtype, on the planned device. The first reading of
-    a tensor checks that its values are finite."""
+    a tensor checks that its values are finite, and warns of matrices that hold one value only."""
 
     def __init__(
         self,
@@ -63,4 +65,12 @@ class FileWeights:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             tensors[name] = tensor
         self._seen.update(names)
+        if reader.constant:
+            warnings.warn(
+                f"{quoted(self._checkpoint.source_of(self._part).path.name)}: {len(reader.constant)} of "
+                f"{len(names)} tensors of the {self._part} hold one value only "
+                f"({listed(reader.constant, 3)}); the file may be damaged",
+                CheckpointWarning,
+                stacklevel=2,
+            )
         return tensors

@@ -69,6 +69,7 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     ("minisd/errors.py", set(), set()),
     ("minisd/conventions.py", set(), set()),
     ("minisd/wishes.py", set(), set()),
+    ("minisd/trust.py", {"cryptography"}, {"minisd.errors", "minisd.weights_loader.binary_file"}),
     ("minisd/picture.py", {"PIL"}, {"minisd.errors"}),
     ("minisd/control.py", set(), {"minisd.errors", "minisd.picture"}),
     ("minisd/picture_prompt.py", set(), {"minisd.control", "minisd.errors", "minisd.picture"}),

@@ -169,6 +169,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--text-encoder-2", metavar="PATH", help="take the second text encoder (SDXL) from this file"
     )
+    group.add_argument("--sha256", metavar="HEX", help="the model file must have this sha256")
+    group.add_argument(
+        "--signature", metavar="PATH", help="a bundle of model-signing, which must cover the model"
+    )
+    group.add_argument("--public-key", metavar="PEM", help="the key that this signature must be by")
     group.add_argument("--lora-dir", metavar="DIR", help="LoRA files, by their names")
     group.add_argument("--embeddings", metavar="DIR", help="textual inversions: words that prompts may use")
     group.add_argument("--wildcards", metavar="DIR", help="lists that prompts may name: __colours__")
@@ -238,6 +243,9 @@ def engine_of(args: argparse.Namespace, request: Request | None = None) -> Engin
         embeddings=args.embeddings,
         wildcards=args.wildcards,
         styles=args.styles_file,
+        sha256=args.sha256,
+        signature=args.signature,
+        public_key=args.public_key,
     )
 
 

@@ -77,7 +77,10 @@ def checkpoint_of(
     source: TensorSource, *, prediction: Prediction | None = None, allow_unknown: bool = False
 ) -> Checkpoint:
     """The checkpoint in an opened container; `open_checkpoint` for paths."""
-    found = detect(source.tensors, source.metadata, source.read)
+    try:
+        found = detect(source.tensors, source.metadata, source.read)
+    except CheckpointError as error:  # what contradicts itself; detection knows no file names
+        raise CheckpointError(f"{quoted(source.path.name)}: {error}") from None
     if prediction is not None:
         if found.config is None:
             raise CheckpointError(

@@ -70,7 +70,7 @@ def checked_nbytes(name: str, shape: Sequence[object], dtype: torch.dtype, where
         empty = empty or size == 0
         if total > MAX_INDEX:
             raise CheckpointError(
-                f"{where}: {quoted(name)} shape {list(shape)} overflows: over 2^63 - 1 bytes"
+                f"{where}: {quoted(name)} shape {quoted(list(shape))[1:-1]} overflows: over 2^63 - 1 bytes"
             )
     return 0 if empty else total
 

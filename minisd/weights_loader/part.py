@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class PartReader:
     dtype: of the result; None keeps the file's, and float32 for scaled fp8, whose values no 8-bit type holds.
     allow_nonfinite: accept NaN and infinity, which are a CheckpointError otherwise.
     renamed: {name in the file by the rules: name to read instead}, for EMA copies.
+    constant: names of the matrices read so far that hold one value only; training leaves none such.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class PartReader:
         self._allow_nonfinite = allow_nonfinite
         self._renamed = renamed or {}
         self._held: tuple[str, Tensor] | None = None
+        self.constant: list[str] = []
 
     def _name(self, rule: Rule) -> str:
         name = self._part.prefix + rule.theirs
@@ -154,7 +157,9 @@ class PartReader:
             self._held = None
             tensor = self._read(name)
             if not self._allow_nonfinite:
-                check_finite(tensor, name, self._source.tensors[name].dtype)
+                low, high = check_finite(tensor, name, self._source.tensors[name].dtype)
+                if low == high and tensor.ndim > 1 and tensor.numel() > 1:
+                    self.constant.append(name)
             self._held = (name, tensor)
         return rule.ours_from(self._held[1])
 
@@ -169,11 +174,15 @@ class PartReader:
         return (weight * self._source.read(scale, dtype=torch.float32)).to(self._dtype or torch.float32)
 
 
-def check_finite(tensor: Tensor, name: str, stored: torch.dtype) -> None:
-    """Refuses NaN and infinity, saying where the first one is and whether conversion made it."""
+def check_finite(tensor: Tensor, name: str, stored: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest value. Refuses NaN and infinity, saying where the first one is and whether
+    conversion made it."""
     values = tensor.to(torch.float16) if tensor.dtype in FP8 else tensor
-    if values.numel() == 0 or all(bool(torch.isfinite(v)) for v in torch.aminmax(values)):
-        return  # NaN wins in aminmax; 15 times faster than asking every value
+    if values.numel() == 0:
+        return 0.0, 0.0
+    low, high = (v.item() for v in torch.aminmax(values))
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high  # NaN wins in aminmax; 15 times faster than asking every value
     bad = (~torch.isfinite(values)).nonzero()
     why = "not finite in the file"
     if tensor.dtype != stored:
