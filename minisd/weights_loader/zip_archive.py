@@ -168,6 +168,10 @@ def _entries(table: bytes, count: int, where: str) -> list[_Entry]:
             )
         if made_by >> 8 == 3 and (attributes >> 16) & 0xF000 == 0xA000:
             raise CheckpointError(f"{where}: the record {shown} is a symbolic link; refusing")
+        if attributes & 0x10 and nbytes:  # DOS's mark; torch 2.13 gives such a record's tensor foreign memory
+            raise CheckpointError(
+                f"{where}: the record {shown} is marked as a folder, yet has data; refusing"
+            )
         entries.append(_Entry(name, flags, crc, nbytes, local))
     if at != len(table):
         raise CheckpointError(

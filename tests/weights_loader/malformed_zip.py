@@ -153,6 +153,7 @@ ZIP_CASES: list[Case] = [
         checkpoint(GOOD_PICKLE, Rec("x/l", b"/etc/passwd", attributes=0xA1FF << 16, made_by=3 << 8)),
         r"symbolic link",
     ),
+    ("L41-marked-as-folder", _with(attributes=0x10), r"'x/data/0' is marked as a folder, yet has data"),
     (
         "L41-zip64-lie",
         _with(size=0xFFFFFFFF, extra=struct.pack("<2H2Q", 1, 16, 2**40, 2**40)),
