@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.config import ControlNetConfig
-from minisd.models.conv import Conv2d, PointwiseConv, each_alone
+from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around, each_alone
 from minisd.models.unet import UNetEncoder, run_block, timestep_embedding
 
 TYPE_DIM = 256  # sinusoids per control type of a Union
@@ -64,9 +64,14 @@ class ControlNet(UNetEncoder):
         types = None if control_type is None else (control_type,)
         return self.residuals(x, timesteps, context, (self.hint_features(hint),), y, types)
 
-    def hint_features(self, hint: Tensor) -> Tensor:
+    def hint_features(self, hint: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
         """b 3 H W -> b c h w; the same at every step of a run."""
-        return self.input_hint_block(hint)
+        if wrap == NO_WRAP:
+            return self.input_hint_block(hint)
+        for layer in self.input_hint_block:
+            plain = isinstance(layer, nn.SiLU)
+            hint = layer(hint) if plain else around(layer, hint, wrap, getattr(layer, "stride", (1,))[0])
+        return hint
 
     def residuals(
         self,
@@ -76,10 +81,11 @@ class ControlNet(UNetEncoder):
         features: Sequence[Tensor],
         y: Tensor | None = None,
         control_types: Sequence[int] | None = None,
+        wrap: Wrap = NO_WRAP,
     ) -> tuple[Tensor, ...]:
         """As forward, from `hint_features`; a Union takes several, each with its type."""
         emb = self.embed(timesteps, y, x.dtype)
-        h = run_block(self.input_blocks[0], x, emb, context, (0, 0))
+        h = run_block(self.input_blocks[0], x, emb, context, (0, 0), wrap=wrap)
         if self.control.control_types is None:
             assert len(features) == 1 and control_types is None, "a plain ControlNet reads one hint"
             h = h + features[0]
@@ -89,9 +95,9 @@ class ControlNet(UNetEncoder):
             h = h + self.mixed(h, features, control_types)
         outs = [self.zero_convs[0](h)]
         for block, zero_conv in zip(list(self.input_blocks)[1:], list(self.zero_convs)[1:], strict=True):
-            h = run_block(block, h, emb, context, (0, 0))
+            h = run_block(block, h, emb, context, (0, 0), wrap=wrap)
             outs.append(zero_conv(h))
-        h = run_block(self.middle_block, h, emb, context, (0, 0))
+        h = run_block(self.middle_block, h, emb, context, (0, 0), wrap=wrap)
         return *outs, self.middle_block_out(h)
 
     def told_types(self, control_types: Sequence[int], like: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Wrap = tuple[bool, bool]  # whether a picture goes on at its opposite edge: down, across
+NO_WRAP: Wrap = (False, False)
 LONG = 1920  # channels: matrix products over no more of them give the same bits on any number of threads
 SMALL = 20480  # elements: below, torch does not give a single image to oneDNN but multiplies matrices itself
 
@@ -25,6 +27,38 @@ def each_alone(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if x.shape[0] == 1 or x.device.type != "cpu":
         return function(x)
     return torch.cat([function(row) for row in x.split(1)])
+
+
+def wrapped(x: Tensor, wrap: Wrap, by: int) -> Tensor:
+    """x [b c h w] with `by` pixels more on both sides along the axes of `wrap`, those of its opposite edge.
+    by may be more than x has."""
+    for axis, goes_on in zip((-2, -1), wrap, strict=True):
+        if goes_on:
+            length = x.shape[axis]
+            places = torch.arange(-by, length + by, device=x.device) % length
+            x = x.index_select(axis, places)
+    return x
+
+
+def around(layer: Callable[[Tensor], Tensor], x: Tensor, wrap: Wrap, stride: int = 1) -> Tensor:
+    """layer(x), a 3x3 convolution padded by 1, as if the picture went on at its opposite edge along the axes
+    of `wrap`. The layer, of any kind, sees a wider picture, and what its zeros touched is cut off."""
+    if wrap == NO_WRAP:
+        return layer(x)
+    rows, columns = (-(-n // stride) for n in x.shape[-2:])
+    out = layer(wrapped(x, wrap, stride))
+    top, left = (int(goes_on) for goes_on in wrap)
+    return out[..., top : top + rows, left : left + columns].contiguous()
+
+
+def last_around(layers: nn.Sequential, x: Tensor, wrap: Wrap) -> Tensor:
+    """layers(x), the last of them a 3x3 convolution that goes `around`."""
+    if wrap == NO_WRAP:
+        return layers(x)
+    *before, last = layers
+    for layer in before:
+        x = layer(x)
+    return around(last, x, wrap)
 
 
 def per_token(layer: nn.Module, tokens: Tensor) -> Tensor:

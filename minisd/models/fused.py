@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minisd.kernels import Kernels
 from minisd.kernels import fused as operations
 from minisd.kernels.upsample import FOLDS
-from minisd.models.conv import Conv2d
+from minisd.models.conv import NO_WRAP, Conv2d, Wrap, around, wrapped
 from minisd.models.once import Projections
 
 
@@ -77,16 +77,20 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
         self.folded: Tensor | None = None  # the convolution's weights summed for `implementation`
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None, wrap: Wrap = NO_WRAP) -> Tensor:
         """b c h w to `size`, that of the next skip: an odd latent is halved upwards on the way down, so 2x
         would be one too many."""
         double = x.shape[2] * 2, x.shape[3] * 2
         size = double if size is None else size
         if self.implementation == "nearest" or size != double or type(self.conv) is not Conv2d:
-            return self.conv(F.interpolate(x, size=size, mode="nearest"))
+            return around(self.conv, F.interpolate(x, size=size, mode="nearest"), wrap)
         assert self.conv.bias is not None
         weights = self.conv.weight, self.conv.bias, self.folded
-        return operations.upsample_conv(x, *weights, implementation=self.implementation)
+        if wrap != NO_WRAP:
+            x = wrapped(x, wrap, 1)
+        out = operations.upsample_conv(x, *weights, implementation=self.implementation)
+        top, left = (2 * goes_on for goes_on in wrap)
+        return out if wrap == NO_WRAP else out[..., top : top + size[0], left : left + size[1]].contiguous()
 
     def fold(self) -> None:
         """Sum the weights once. To be called again when they change."""

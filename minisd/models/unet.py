@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
-from minisd.models.conv import Conv2d, PointwiseConv, each_alone, per_token
+from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around, each_alone, last_around, per_token
 from minisd.models.edits import NO_EDIT, Edit, FreeU, PictureTokens, Residuals
 from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
 from minisd.models.graph import Graphs
@@ -71,12 +71,12 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else PointwiseConv(in_channels, out_channels)
 
-    def forward(self, x: Tensor, emb: Tensor | Times) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | Times, wrap: Wrap = NO_WRAP) -> Tensor:
         """x: b c h w; emb: b e or 1 e. Returns b c' h w."""
-        h = self.in_layers(x)
+        h = last_around(self.in_layers, x, wrap)
         told = emb.of(self.emb_layers) if isinstance(emb, Times) else each_alone(self.emb_layers, emb)
         h = h + told[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        return self.skip_connection(x) + last_around(self.out_layers, h, wrap)
 
 
 class CrossAttention(Projections):
@@ -187,8 +187,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        return around(self.op, x, wrap, stride=2)
 
 
 def compile_regions(network: nn.Module, backend: str = "inductor") -> None:
@@ -206,18 +206,23 @@ def run_block(
     context: Tensor | Text,
     size: tuple[int, int],
     edit: Edit = NO_EDIT,
+    wrap: Wrap = NO_WRAP,
 ) -> Tensor:
     """One entry of input_blocks, middle_block or output_blocks: each layer gets what it needs."""
     assert isinstance(block, nn.Sequential)
     for layer in block:
         if isinstance(layer, ResBlock):
-            x = layer(x, emb)
+            x = layer(x, emb, wrap)
         elif isinstance(layer, SpatialTransformer):
             x = layer(x, context, edit)
         elif isinstance(layer, Upsample):
-            x = layer(x, size)
-        else:
+            x = layer(x, size, wrap)
+        elif isinstance(layer, Downsample):
+            x = layer(x, wrap)
+        elif isinstance(layer, nn.Identity):  # in place of a middle transformer
             x = layer(x)
+        else:  # the first convolution
+            x = around(layer, x, wrap)
     return x
 
 
@@ -330,15 +335,18 @@ class UNet(UNetEncoder):
         edits: Mapping[str, Edit] | None = None,
         freeu: FreeU | None = None,
         residuals: Residuals | None = None,
+        wrap: Wrap = NO_WRAP,
     ) -> Tensor:
         """edits: changes to single transformers, by the name of their block ("middle_block",
-        "input_blocks.4"). residuals: what control networks add. `Times`, with y in it, and `Text` stand for
-        what was computed before (`once.py`)."""
+        "input_blocks.4"). residuals: what control networks add. wrap: axes along which the picture goes
+        on at its opposite edge. `Times`, with y in it, and `Text` stand for what was computed before
+        (`once.py`)."""
         edits = edits or {}
-        plain = not edits and freeu is None and residuals is None  # what is recorded changes nothing
+        # what is recorded changes nothing
+        plain = not edits and freeu is None and residuals is None and wrap == NO_WRAP
         if self.graphs is not None and plain and not isinstance(timesteps, Times):
             return self.graphs.run(self.compute, x, timesteps, tensor_of(context), y)
-        return self.compute(x, timesteps, context, y, edits, freeu, residuals)
+        return self.compute(x, timesteps, context, y, edits, freeu, residuals, wrap)
 
     def compute(
         self,
@@ -349,6 +357,7 @@ class UNet(UNetEncoder):
         edits: Mapping[str, Edit] = NO_EDITS,
         freeu: FreeU | None = None,
         residuals: Residuals | None = None,
+        wrap: Wrap = NO_WRAP,
     ) -> Tensor:
         """forward, without recordings."""
         emb = timesteps if isinstance(timesteps, Times) else self.embed(timesteps, y, x.dtype)
@@ -356,11 +365,12 @@ class UNet(UNetEncoder):
         h = x
         for index, block in enumerate(self.input_blocks):
             edit = edits.get(f"input_blocks.{index}", NO_EDIT)
-            h = run_block(block, h, emb, context, (0, 0), edit)
+            h = run_block(block, h, emb, context, (0, 0), edit, wrap)
             if residuals is not None:
                 h = residuals.inside(index, h)
             skips.append(h)
-        h = run_block(self.middle_block, h, emb, context, (0, 0), edits.get("middle_block", NO_EDIT))
+        edit = edits.get("middle_block", NO_EDIT)
+        h = run_block(self.middle_block, h, emb, context, (0, 0), edit, wrap)
         if residuals is not None:
             h, skips = residuals.middle(h), residuals.skips(skips)
         for index, block in enumerate(self.output_blocks):
@@ -370,5 +380,5 @@ class UNet(UNetEncoder):
                 h, skip = freeu.apply(h, skip, self.stages[index])
             h = torch.cat([h, skip], dim=1)
             height, width = skips[-1].shape[-2:] if skips else (0, 0)
-            h = run_block(block, h, emb, context, (height, width), edit)
-        return self.out(h)
+            h = run_block(block, h, emb, context, (height, width), edit, wrap)
+        return last_around(self.out, h, wrap)

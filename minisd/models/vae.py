@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minisd.config import VAEConfig
 from minisd.kernels import attention
-from minisd.models.conv import Conv2d, PointwiseConv
+from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around
 from minisd.models.fused import GroupNorm, Upsample
 
 
@@ -36,9 +36,9 @@ class ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = PointwiseConv(in_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        h = self.conv2(self.norm2(h))
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        h = around(self.conv1, self.norm1(x), wrap)
+        h = around(self.conv2, self.norm2(h), wrap)
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -71,8 +71,8 @@ class Mid(nn.Module):
         self.attn_1 = AttnBlock(channels, groups)
         self.block_2 = ResnetBlock(channels, channels, groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, wrap)), wrap)
 
 
 class Downsample(nn.Module):
@@ -80,8 +80,12 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and below only, as in training
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        """Padded right and below only, as in training."""
+        for axis, goes_on in zip((-2, -1), wrap, strict=True):
+            if goes_on:
+                x = torch.cat([x, x.narrow(axis, 0, 1)], dim=axis)
+        return self.conv(F.pad(x, (0, not wrap[1], 0, not wrap[0])))
 
 
 class Level(nn.Module):
@@ -107,12 +111,12 @@ class Level(nn.Module):
         if up:
             self.upsample = Upsample(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
         for block in self.block:
-            x = block(x)
+            x = block(x, wrap)
         if hasattr(self, "downsample"):
-            x = self.downsample(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+            x = self.downsample(x, wrap)
+        return self.upsample(x, wrap=wrap) if hasattr(self, "upsample") else x
 
 
 class Encoder(nn.Module):
@@ -131,11 +135,11 @@ class Encoder(nn.Module):
         self.norm_out = norm_silu(widths[-1], config.norm_groups)
         self.conv_out = Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+    def forward(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        h = around(self.conv_in, x, wrap)
         for level in self.down:
-            h = level(h)
-        return self.conv_out(self.norm_out(self.mid(h)))
+            h = level(h, wrap)
+        return around(self.conv_out, self.norm_out(self.mid(h, wrap)), wrap)
 
 
 class Decoder(nn.Module):
@@ -155,11 +159,11 @@ class Decoder(nn.Module):
         self.norm_out = norm_silu(widths[0], config.norm_groups)
         self.conv_out = Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+    def forward(self, z: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        h = self.mid(around(self.conv_in, z, wrap), wrap)
         for level in reversed(self.up):
-            h = level(h)
-        return self.conv_out(self.norm_out(h))
+            h = level(h, wrap)
+        return around(self.conv_out, self.norm_out(h), wrap)
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class Posterior:
 
 class AutoencoderKL(nn.Module):
     """encode: pixels [-1, 1] b 3 H W -> Posterior over z, b 4 H/8 W/8. decode: z -> pixels, about [-1, 1],
-    not clamped."""
+    not clamped. wrap: axes along which the picture goes on at its opposite edge."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -186,9 +190,9 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = PointwiseConv(2 * config.z_channels, 2 * config.embed_dim)
         self.post_quant_conv = PointwiseConv(config.embed_dim, config.z_channels)
 
-    def encode(self, x: Tensor) -> Posterior:
-        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+    def encode(self, x: Tensor, wrap: Wrap = NO_WRAP) -> Posterior:
+        mean, logvar = self.quant_conv(self.encoder(x, wrap)).chunk(2, dim=1)
         return Posterior(mean, torch.clamp(logvar, -30.0, 20.0))
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z))
+    def decode(self, z: Tensor, wrap: Wrap = NO_WRAP) -> Tensor:
+        return self.decoder(self.post_quant_conv(z), wrap)
