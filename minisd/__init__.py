@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minisd.picture_prompt import PicturePrompt
     from minisd.pipeline import Preview, Progress
     from minisd.placement import Plan
+    from minisd.region import Region
     from minisd.request import Request
     from minisd.result import Result
     from minisd.upscale import Upscaler, load_upscaler
@@ -59,6 +60,7 @@ WHERE = {
     "Plan": "placement",
     "plan": "model",
     "convert": "conversion",
+    "Region": "region",
     "Request": "request",
     "open_checkpoint": "weights_loader.checkpoint",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "PlanError",
     "Preview",
     "Progress",
+    "Region",
     "Request",
     "RequestError",
     "Result",

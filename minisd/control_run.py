@@ -7,7 +7,7 @@ those of a run without it. What several networks add is summed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from minisd.control import ControlUnit
 from minisd.errors import RequestError, quoted
 from minisd.guidance import active
 from minisd.models.controlnet import ControlNet
+from minisd.models.conv import NO_WRAP, Wrap
 from minisd.models.edits import Residuals
 from minisd.models.t2i_adapter import T2IAdapter, feature_places
+from minisd.models.tiling import Tile
 from minisd.preprocess import hint as hint_of
 from minisd.text.conditioning import Conditioning
 
@@ -43,6 +45,19 @@ class Control:
     features: tuple[Tensor, ...]
     places: tuple[int | None, ...] = ()
 
+    def at_tile(self, tile: Tile) -> Control:
+        """What it says of one tile of the picture. Raises RequestError for a T2I-Adapter, whose features
+        are of several sizes."""
+        if tile.whole:
+            return self
+        if isinstance(self.network, T2IAdapter):
+            raise RequestError(
+                f"controls: the adapter {quoted(self.units[0].model)} reads the whole picture, and "
+                "diffusion_tile shows the network one part at a time; leave one of them out",
+                field="controls",
+            )
+        return replace(self, features=tuple(tile.of(f) for f in self.features))
+
     def acts(self, sigma: float, sigmas: Sequence[float]) -> bool:
         unit = self.units[0]
         return unit.weight != 0.0 and active(sigma, sigmas, unit.start, unit.end)
@@ -56,11 +71,12 @@ class Control:
 @dataclass(frozen=True)
 class Seen:
     """What a control network sees of one pass: x [b c h w], timesteps, and the conditionings of its parts,
-    each over all of x."""
+    each over all of x; wrap: axes along which x goes on at its opposite edge."""
 
     x: Tensor
     timesteps: Tensor
     parts: Sequence[Conditioning]
+    wrap: Wrap = NO_WRAP
 
     def stacked(self, keep: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor | None]:
         """(x, context, y) of the parts to keep, (k b) ..."""
@@ -115,6 +131,7 @@ def one_residuals(control: Control, seen: Seen, keep: Sequence[bool]) -> Residua
         control.features,
         y,
         None if network.control.control_types is None else [t for t in types if t is not None],
+        seen.wrap,
     )
     last = len(outs) - 1
     soft = [1.0 if unit.mode == "balanced" else SOFTER ** (last - i) for i in range(len(outs))]
@@ -128,6 +145,7 @@ def controls_of(
     unet: UNetConfig,
     size: tuple[int, int],
     latent: tuple[int, int],
+    wrap: Wrap = NO_WRAP,
 ) -> tuple[Control, ...]:
     """The units at work in a drawing of `size` (width, height) pixels and latents of (h, w). networks: by
     the units' names. Raises RequestError for a unit that does not suit its network."""
@@ -143,7 +161,7 @@ def controls_of(
             places = feature_places(network.control, unet)
             found.append(Control(network, (unit,), features, places))
             continue
-        feature = network.hint_features(hint)
+        feature = network.hint_features(hint, wrap)
         if tuple(feature.shape[-2:]) != latent:
             raise RequestError(
                 f"the control network {quoted(unit.model)} makes features of {list(feature.shape[-2:])} from "

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minisd.areas import Area, in_tile
 from minisd.control_run import Control, Seen, residuals_of
 from minisd.guidance import (
     Guidance,
@@ -27,8 +28,10 @@ from minisd.guidance import (
     weighted,
 )
 from minisd.kernels import fused
+from minisd.models.conv import NO_WRAP, Wrap
 from minisd.models.edits import Edit, FreeU
 from minisd.models.once import Once, Text, Times
+from minisd.models.tiling import Tile
 from minisd.models.unet import UNet
 from minisd.picture_prompt_run import Guest, with_pictures
 from minisd.samplers.scaling import Prediction, c_in, denoised_from, linear_in
@@ -61,7 +64,9 @@ class Denoiser:
     step, network) in place of `network`, where adapters act in a part of the run. image_scale: second
     scale of an instruct-pix2pix model, whose third prediction sees no picture. controls: networks that
     read a picture and add to what this one computes. guests: pictures that it attends to beside the text.
-    once: what is not computed again at every step. combined_by: implementation of guidance.
+    once: what is not computed again at every step. combined_by: implementation of guidance. wrap: axes
+    along which the picture goes on at its opposite edge. areas: of regions, in which the prompts differ;
+    the first has those of this Denoiser.
     """
 
     network: UNet
@@ -86,6 +91,34 @@ class Denoiser:
     check: Callable[[], None] | None = None
     once: Once | None = None
     combined_by: str = "torch"
+    wrap: Wrap = NO_WRAP
+    areas: tuple[Area, ...] = ()
+
+    def at_tile(self, tile: Tile) -> Denoiser:
+        """This one for a part of the picture."""
+        return replace(
+            self.over(in_tile(self.areas, tile)),
+            concat=None if self.concat is None else tile.of(self.concat),
+            controls=tuple(c.at_tile(tile) for c in self.controls),
+            wrap=tile.wrap,
+        )
+
+    def over(self, areas: tuple[Area, ...]) -> Denoiser:
+        """This one with the prompts of these areas in their places; with those of the first alone, where it
+        is everywhere."""
+        if not areas:
+            return self
+        timeline = areas[0].timeline
+        (cond, weight), *also = timeline[0][1].conds
+        return replace(
+            self,
+            cond=cond,
+            weight=weight,
+            also=tuple(also),
+            uncond=timeline[0][1].uncond,
+            timeline=timeline if len(timeline) > 1 else (),
+            areas=areas if len(areas) > 1 else (),
+        )
 
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
         """A fresh `denoise(x, sigma) -> denoised` for one run over x [b c h w]."""
@@ -114,9 +147,15 @@ class Denoiser:
     def at(self, sigma: float) -> Denoiser:
         """This one with the prompts that hold at a level. A function of the level alone, so that any step can
         be taken again: the second evaluation of a step (heun) lies in the next one."""
-        if not self.timeline and not self.networks:
+        if not self.timeline and not self.networks and all(len(a.timeline) == 1 for a in self.areas):
             return self
         step = step_at(sigma, self.sigmas) + 1
+        if self.areas:
+            return replace(self, areas=tuple(a.at(step) for a in self.areas)).at_own(step)
+        return self.at_own(step)
+
+    def at_own(self, step: int) -> Denoiser:
+        """This one with its own prompts and network of a step, counted from 1."""
         network = next((n for end, n in self.networks if step <= end), self.network)
         if not self.timeline:
             return replace(self, network=network, networks=())
@@ -147,7 +186,8 @@ class Denoiser:
                 "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
             }
         two_scales = self.image_scale not in (None, 1.0)
-        if self.always_uncond or self.also or (acts and (rule.needs_uncond or two_scales)):
+        joined = bool(self.also) or any(len(a.conds(1)) > 1 for a in self.areas)
+        if self.always_uncond or joined or (acts and (rule.needs_uncond or two_scales)):
             same = self.cond.context.shape == self.uncond.context.shape
             if self.batching.prompts and same and not seen:
                 out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
@@ -159,6 +199,14 @@ class Denoiser:
         if self.also:
             outs = [out_c, *(self.call(x, sigma, extra, [c]) for c, _ in self.also)]
             out_c = weighted(outs, [self.weight, *(w for _, w in self.also)], out_u, 1.0)
+        alone = out_c is out_u
+        if self.areas:
+            out_c = self.areas[0].share * out_c
+            for area in self.areas[1:]:
+                outs = [self.call(x, sigma, extra, [c]) for c, _ in area.conds(1)]
+                own = outs[0] if len(outs) == 1 else weighted(outs, [w for _, w in area.conds(1)], out_u, 1.0)
+                out_c = out_c + area.share * own
+            out_u = out_c if alone else out_u
         cond = denoised_from(out_c, x, sigma, self.prediction)
         uncond = cond if out_u is out_c else denoised_from(out_u, x, sigma, self.prediction)
         if not acts or (rule.scale == 1.0 and not two_scales):
@@ -214,7 +262,12 @@ class Denoiser:
         return guided
 
     def worse(self, x: Tensor, sigma: float, extra: Tensor | None, edits: Edits) -> Tensor:
-        return denoised_from(self.call(x, sigma, extra, [self.cond], edits), x, sigma, self.prediction)
+        output = self.call(x, sigma, extra, [self.cond], edits)
+        if self.areas:
+            output = self.areas[0].share * output
+            for area in self.areas[1:]:
+                output = output + area.share * self.call(x, sigma, extra, [area.conds(1)[0][0]], edits)
+        return denoised_from(output, x, sigma, self.prediction)
 
     def call(
         self,
@@ -230,7 +283,7 @@ class Denoiser:
         told = self.table.told(sigma)
         timesteps: Tensor | Times = torch.tensor([told], dtype=torch.float32, device=x.device)
         scaled = (x * c_in(sigma, self.prediction)).to(self.dtype)
-        seen = Seen(scaled, timesteps, parts)
+        seen = Seen(scaled, timesteps, parts, self.wrap)
         residuals = residuals_of(self.controls, seen, self.uncond, sigma, self.sigmas)
         if extra is not None:
             scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
@@ -247,7 +300,14 @@ class Denoiser:
             config = self.network.config
             edits = with_pictures(edits or {}, self.guests, config, parts, self.uncond, b, sigma, self.sigmas)
         return self.network(
-            scaled, timesteps, context, y, edits=edits, freeu=self.freeu, residuals=residuals
+            scaled,
+            timesteps,
+            context,
+            y,
+            edits=edits,
+            freeu=self.freeu,
+            residuals=residuals,
+            wrap=self.wrap,
         ).to(x.dtype)
 
 

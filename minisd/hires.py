@@ -91,14 +91,16 @@ def enlarged(model: Model, latents: Tensor, first: Request, second: Request) -> 
         return torch.cat(rows)
     rows = []
     for index, row in enumerate(latents):
-        image = to_image(decode(model, row[None])[0])
+        image = to_image(decode(model, row[None], first.wrap)[0])
         image = image.resize((second.width, second.height), FILTERS[first.hires_upscaler])
 
         def unit(mean: Tensor, index: int = index) -> Tensor:
             return first_noise(second, (mean.shape[1], mean.shape[2], mean.shape[3]))[index : index + 1]
 
         sampled = unit if second.forks.vae_latent == "sample" else None
-        rows.append(to_unet(encode(model, to_pixels(image), sampled), model.config.vae).to(latents))
+        rows.append(
+            to_unet(encode(model, to_pixels(image), sampled, first.wrap), model.config.vae).to(latents)
+        )
     return torch.cat(rows)
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.areas import areas_of
 from minisd.canvas import canvas_of
 from minisd.config import ModelConfig
 from minisd.control_run import Control, Network, controls_of
@@ -28,6 +29,7 @@ from minisd.loras import Applied, Stages
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
+from minisd.models.tiling import tiles_of
 from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
 from minisd.refiner import check_pair, first_share
@@ -41,7 +43,6 @@ from minisd.start import Start, start_of
 from minisd.text.account import Account
 from minisd.text.conditioning import Conditioning, Encoded, Prompts, encode_request
 from minisd.text.written import alone
-from minisd.tiles import check_tiles
 from minisd.trail import Trail
 
 
@@ -163,6 +164,7 @@ def denoiser_of(
         controls=controls,
         guests=guests,
         check=check,
+        wrap=request.wrap,
     )
 
 
@@ -230,31 +232,40 @@ def run_pass(
     sigmas = start.sigmas
     steps = max(1, len(sigmas) - 1)
     staged = Stages(((steps, model),)) if helped.stages is None else helped.stages(model, request, steps)
-    encoded = told_guidance(encode_stages(staged, request, steps), model, request.cfg_scale)
-    trail.text(encoded.timeline)
+    shape, factor = latent_shape(model.config, request), model.config.vae.factor
+
+    def encode(by: Stages, one: Request) -> Encoded:
+        told = told_guidance(encode_stages(by, one, steps), by.models[0][1], one.cfg_scale)
+        trail.text(told.timeline)
+        return told
+
+    encoded = encode(staged, request)
+    areas, accounts = areas_of(lambda one: encode(staged, one), request, encoded, shape[1:])
     refiner, second, share = helped.refiner, None, 0
     if refiner is not None:
         alone = Stages(((steps, refiner),))
-        told = told_guidance(encode_stages(alone, request, steps), refiner, request.cfg_scale)
-        trail.text(told.timeline)
+        told = encode(alone, request)
         own = sigma_table(refiner.config, request)
-        second = denoiser_of(alone, request, own, sigmas, told, start.extra, check)
+        others, _ = areas_of(lambda one: encode(alone, one), request, told, shape[1:])
+        second = denoiser_of(alone, request, own, sigmas, told, start.extra, check).over(others)
         share = first_share(request, table, second.sigmas)
     lap("encode")
-    shape, factor = latent_shape(model.config, request), model.config.vae.factor
     size = (shape[2] * factor, shape[1] * factor)
-    controls = controls_of(request.controls, helped.networks, model.config.unet, size, shape[1:])
+    controls = controls_of(
+        request.controls, helped.networks, model.config.unet, size, shape[1:], request.wrap
+    )
     denoiser = denoiser_of(
         staged, request, table, sigmas, encoded, start.extra, check, controls, helped.guests
-    )
-    tile = None
+    ).over(areas)
+    relay = Relay(denoiser, second, share)
     if request.diffusion_tile is not None:
-        check_tiles(request, start.extra is not None)
         tile = request.diffusion_tile // factor
-    relay = Relay(denoiser, second, share, tile)
+        overlap = tile // 4
+        tiles = tiles_of(shape[1], shape[2], tile=tile, overlap=overlap, wrap=request.wrap)
+        relay = replace(relay, tiles=tuple(tiles), overlap=overlap)
     latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
     lap("sample")
-    return latents, encoded, staged
+    return latents, replace(encoded, accounts=encoded.accounts + accounts), staged
 
 
 def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
@@ -329,7 +340,7 @@ def draw(
         images = []
         for latent in latents:  # one at a time: memory of one, and bits that do not depend on the batch
             check()
-            image = to_image(decode(model, latent[None])[0])
+            image = to_image(decode(model, latent[None], request.wrap)[0])
             if canvas is not None:
                 image = canvas.finished(image) if second is None else unpadded(image, canvas.size, request)
             images.append(image)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minisd.denoiser import Denoiser
+from minisd.models.tiling import Tile
 from minisd.refiner import handed_over
 from minisd.samplers.schedule import SigmaTable
 from minisd.tiles import in_tiles
@@ -16,12 +17,14 @@ from minisd.tiles import in_tiles
 
 @dataclass(frozen=True)
 class Relay:
-    """Two Denoisers in one run. share: steps that the first makes. tile: latents on a side; None: all."""
+    """Two Denoisers in one run. share: steps that the first makes. tiles: of the latents, sharing `overlap`
+    with their neighbours; none: they are seen whole."""
 
     first: Denoiser
     second: Denoiser | None = None
     share: int = 0
-    tile: int | None = None
+    tiles: tuple[Tile, ...] = ()
+    overlap: int = 0
 
     @property
     def table(self) -> SigmaTable:
@@ -31,16 +34,25 @@ class Relay:
     def dtype(self) -> torch.dtype:
         return self.first.dtype
 
+    def at_tile(self, tile: Tile) -> Relay:
+        """What is to be said of one tile."""
+        second = None if self.second is None else self.second.at_tile(tile)
+        return Relay(self.first.at_tile(tile), second, self.share)
+
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
         """As Denoiser.denoise."""
+        if self.tiles:
+            return in_tiles(lambda tile: self.at_tile(tile).denoise(), self.tiles, self.overlap)
         first = self.first.denoise()
-        if self.second is not None:
-            first = handed_over(first, self.second.denoise(), self.first.sigmas, self.share)
-        return first if self.tile is None else in_tiles(first, self.tile, self.tile // 4)
+        if self.second is None:
+            return first
+        return handed_over(first, self.second.denoise(), self.first.sigmas, self.share)
 
     def denoise_both(self) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
         """As Denoiser.denoise_both."""
+        if self.tiles:
+            return in_tiles(lambda tile: self.at_tile(tile).denoise_both(), self.tiles, self.overlap)
         first = self.first.denoise_both()
-        if self.second is not None:
-            first = handed_over(first, self.second.denoise_both(), self.first.sigmas, self.share)
-        return first if self.tile is None else in_tiles(first, self.tile, self.tile // 4)
+        if self.second is None:
+            return first
+        return handed_over(first, self.second.denoise_both(), self.first.sigmas, self.share)

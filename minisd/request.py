@@ -20,6 +20,7 @@ from minisd.errors import ImageError, RequestError, quoted
 from minisd.lora_use import LoraUse, lora_uses
 from minisd.picture import Picture
 from minisd.picture_prompt import PicturePrompt, picture_prompts
+from minisd.region import Region, regions
 from minisd.samplers.names import find_sampler, find_schedule, split_name
 
 MAX_SIDE = 8192
@@ -71,6 +72,8 @@ class Request:
     hires_steps: int | None = None
     refiner_at: float | None = None
     diffusion_tile: int | None = None
+    seamless: Literal["no", "x", "y", "xy"] = "no"
+    regions: tuple[Region, ...] = ()
     controls: tuple[ControlUnit, ...] = ()
     loras: tuple[LoraUse, ...] = ()
     picture_prompts: tuple[PicturePrompt, ...] = ()
@@ -161,6 +164,7 @@ class Request:
         number(self, "refiner_at", 0.0, 1.0, optional=True)
         side(self, "diffusion_tile")
         self._check_hires()
+        object.__setattr__(self, "regions", regions(self.regions))
         object.__setattr__(self, "controls", units(self.controls))
         object.__setattr__(self, "loras", lora_uses(self.loras))
         object.__setattr__(self, "picture_prompts", picture_prompts(self.picture_prompts))
@@ -245,6 +249,11 @@ class Request:
                 raise RequestError(
                     f"{name} needs {' or '.join(needed)}; give one or leave it out", field=name
                 )
+        if self.regions and self.mask_area == "masked":
+            raise RequestError(
+                "regions lie in the whole picture, and mask_area masked draws a part of it; leave one out",
+                field="regions",
+            )
         if self.image is not None and self.mask is not None and self.image.size != self.mask.size:
             raise RequestError(
                 f"mask is {self.mask.width} x {self.mask.height} pixels, the image {self.image.width} x "
@@ -266,6 +275,11 @@ class Request:
                     "one of them out",
                     field="hires_scale",
                 )
+
+    @property
+    def wrap(self) -> tuple[bool, bool]:
+        """Whether the picture goes on at its opposite edge: down, across."""
+        return "y" in self.seamless, "x" in self.seamless
 
     @property
     def forks(self) -> Forks:
@@ -354,6 +368,8 @@ class Request:
                 pairs[name] = read_picture(name, pairs[name], paths, pictures)
         if isinstance(given := pairs.get("controls"), tuple):
             pairs["controls"] = tuple(ControlUnit.of(v, paths=paths, pictures=pictures) for v in given)
+        if isinstance(given := pairs.get("regions"), tuple):
+            pairs["regions"] = tuple(Region.of(v, paths=paths, pictures=pictures) for v in given)
         if isinstance(given := pairs.get("picture_prompts"), tuple):
             made = (PicturePrompt.of(v, paths=paths, pictures=pictures) for v in given)
             pairs["picture_prompts"] = tuple(made)
@@ -380,6 +396,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "resize": (None, "pad", "stretch", "crop", "fill"),
     "mask_fill": ("original", "fill", "noise", "nothing"),
     "mask_area": ("whole", "masked"),
+    "seamless": ("no", "x", "y", "xy"),
     "hires_upscaler": ("lanczos", "bicubic", "latent", "latent_bicubic", "latent_nearest"),
 }
 PICTURES = ("image", "mask", "depth")  # fields that hold one; those named in MASKS in shades of grey

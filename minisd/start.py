@@ -85,7 +85,9 @@ def start_of(
     alone = request.strength == 1.0 and (kind == "ip2p" or (kind == "inpaint" and not request.forks.paste))
     draws, latents = 0, None
     if not alone:
-        z = to_unet(encode(model, to_pixels(canvas.image), sampler_of(request, draws)), model.config.vae)
+        z = to_unet(
+            encode(model, to_pixels(canvas.image), sampler_of(request, draws), request.wrap), model.config.vae
+        )
         draws += request.forks.vae_latent == "sample"
         latents = z.to(model.unet_device, torch.promote_types(model.unet_dtype, torch.float32))
         latents = latents.expand(request.count, -1, -1, -1)
@@ -198,17 +200,21 @@ def extra_channels(model: Model, request: Request, canvas: Canvas | None, draw: 
                 f"{model.name} is an instruct-pix2pix model, which edits a picture: give an image",
                 field="image",
             )
-        extra = encode(model, to_pixels(canvas.image))  # the mean, and not scaled: so it was trained
+        extra = encode(
+            model, to_pixels(canvas.image), wrap=request.wrap
+        )  # the mean, and not scaled: so it was trained
     elif canvas is None:
         grey = torch.zeros(1, 3, request.height, request.width)
-        masked = to_unet(encode(model, grey), vae)
+        masked = to_unet(encode(model, grey, wrap=request.wrap), vae)
         extra = torch.cat([masked.new_ones(1, 1, *masked.shape[-2:]), masked], dim=1)
     else:
         pixels = to_pixels(canvas.image)
         covered = torch.ones(1, 1, *pixels.shape[-2:])
         if canvas.mask is not None:
             covered = torch.from_numpy(np.array(canvas.mask, dtype=np.float32))[None, None] / 255
-        masked = to_unet(encode(model, pixels * (covered < 0.5), sampler_of(request, draw)), vae)
+        masked = to_unet(
+            encode(model, pixels * (covered < 0.5), sampler_of(request, draw), request.wrap), vae
+        )
         whole = Image.new("L", canvas.image.size, 255) if canvas.mask is None else canvas.mask
         mask = drawn_latents(whole, request, factor).to(masked)
         extra = torch.cat([mask.expand(len(masked), -1, -1, -1), masked], dim=1)

@@ -40,6 +40,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.pipeline",
     "minisd.placement",
     "minisd.preprocess",
+    "minisd.region",
     "minisd.request",
     "minisd.samplers.names",  # names and facts, no torch
     "minisd.text.account",
@@ -74,6 +75,7 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     ("minisd/control.py", set(), {"minisd.errors", "minisd.picture"}),
     ("minisd/picture_prompt.py", set(), {"minisd.control", "minisd.errors", "minisd.picture"}),
     ("minisd/lora_use.py", set(), {"minisd.errors"}),
+    ("minisd/region.py", set(), {"minisd.errors", "minisd.picture"}),
     ("minisd/preprocess.py", {"numpy", "PIL"}, {"minisd.errors"}),
     (
         "minisd/request.py",
@@ -86,6 +88,7 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
             "minisd.lora_use",
             "minisd.picture",
             "minisd.picture_prompt",
+            "minisd.region",
             "minisd.samplers.names",
         },
     ),

@@ -180,11 +180,13 @@ def test_one_tile_is_no_tiling(sampler: str) -> None:
     assert torch.isfinite(tiled).all() and not torch.equal(tiled, plain)
 
 
-def test_tiles_and_what_belongs_to_the_whole() -> None:
-    """Oracle: RequestError naming diffusion_tile."""
-    with pytest.raises(RequestError) as caught:
-        latents(diffusion_tile=64, apg_momentum=-0.5)
-    assert caught.value.field == "diffusion_tile"
+def test_tiles_and_what_is_counted_from_step_to_step() -> None:
+    """Oracle: one tile is the plain run with an average over steps and with channels of a picture, too."""
+    picture = Picture.of(Image.new("RGB", (64, 96), (200, 30, 30)))
+    for name, more in (("sd1", {"apg_momentum": -0.5}), ("sd1-ip2p", {"image": picture})):
+        assert torch.equal(latents(name, diffusion_tile=96, **more), latents(name, **more))
+        tiled = latents(name, diffusion_tile=64, **more)
+        assert torch.isfinite(tiled).all() and not torch.equal(tiled, latents(name, **more))
 
 
 def test_a_refiner_by_a_flag(tmp_path: Path) -> None:

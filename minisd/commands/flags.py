@@ -12,6 +12,7 @@ from minisd.control import ControlUnit
 from minisd.lora_use import LoraUse
 from minisd.picture import Picture
 from minisd.picture_prompt import PicturePrompt
+from minisd.region import Region
 from minisd.request import Request
 from minisd.wishes import CALLS, OFFLOADS, Wishes, named_of
 
@@ -48,6 +49,9 @@ FIELD_HELP: dict[str, str] = {
     "refiner_at": "0..1: the part of the run after which --refiner takes over (default: 0.8 with one)",
     "refiner_rule": "what that part is counted in",
     "diffusion_tile": "pixels, a multiple of 8: the network sees tiles of this size, for large pictures",
+    "seamless": "the picture goes on at its opposite edge: left and right (x), above and below (y), xy",
+    "regions": "LEFT,TOP,RIGHT,BOTTOM: PROMPT (shares 0..1), or MASK.png: PROMPT; with PLACE@WEIGHT: PROMPT; "
+    "a part of the picture with a prompt of its own; once for each",
     "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
@@ -113,7 +117,7 @@ FIELD_HELP: dict[str, str] = {
 }
 
 
-SHORT = {"controls": ("--control",), "loras": ("--lora",)}  # said once for each
+SHORT = {"controls": ("--control",), "loras": ("--lora",), "regions": ("--region",)}  # said once for each
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +141,8 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
             options |= {"type": int, "nargs": 2, "metavar": "N"}
         elif hints[field.name] in (tuple[ControlUnit, ...], tuple[PicturePrompt, ...]):
             options |= {"action": "append", "metavar": "UNIT"}
+        elif hints[field.name] == tuple[Region, ...]:
+            options |= {"action": "append", "metavar": "REGION"}
         elif hints[field.name] == tuple[LoraUse, ...]:
             options |= {"action": "append", "metavar": "LORA"}
         elif tuple[int, ...] in kinds:

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from minisd.config import UNetConfig
 from minisd.kernels import attention
-from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around, each_alone, last_around, per_token
+from minisd.models.conv import (
+    NO_WRAP,
+    Conv2d,
+    PointwiseConv,
+    Wrap,
+    around,
+    each_alone,
+    last_around,
+    per_token,
+)
 from minisd.models.edits import NO_EDIT, Edit, FreeU, PictureTokens, Residuals
 from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
 from minisd.models.graph import Graphs

@@ -42,6 +42,7 @@ class Account:
     texts: Texts
     first: Cut
     second: Cut | None = None
+    region: int | None = None  # of the request's, whose prompt this is
 
     def to_dict(self) -> dict[str, object]:
         """Plain data: counts, and for each chunk [text, weight, tokens] of what stands together."""
@@ -51,6 +52,8 @@ class Account:
             "text": self.texts.first,
             **counts(self.first),
         }
+        if self.region is not None:
+            data["region"] = self.region
         if self.weight != 1.0:
             data["weight"] = self.weight
         if self.second is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 from minisd.request import SEEDS, Request
 from minisd.text.choices import Wildcards, expand
@@ -44,7 +45,7 @@ class Lists:
         if plain.forks.choices == "literal":
             return [plain]
         said = [self.drawn(plain, seed) for seed in seeds_of_words(request)]
-        if said[0] == texts_of(plain) and all(words == said[0] for words in said):
+        if said[0] == words_of(plain) and all(words == said[0] for words in said):
             return [plain]
         if all(words == said[0] for words in said):
             return [replace(plain, **said[0], choices="literal")]
@@ -58,17 +59,27 @@ class Lists:
             negative = styled(negative, style.negative_prompt, "negative_prompt")
         return replace(request, prompt=prompt, negative_prompt=negative, styles=())
 
-    def drawn(self, request: Request, seed: int) -> dict[str, str]:
+    def drawn(self, request: Request, seed: int) -> dict[str, Any]:
         """The texts with their choices made by one seed. The second encoder draws as the first."""
-        return {
+        texts = {
             name: expand(text, seed, field=name.removesuffix("_2"), wildcards=self.wildcards)
             for name, text in texts_of(request).items()
         }
+        regions = [
+            replace(r, prompt=expand(r.prompt, seed, field=f"regions {i}", wildcards=self.wildcards))
+            for i, r in enumerate(request.regions)
+        ]
+        return {**texts, "regions": tuple(regions)}
 
 
 def texts_of(request: Request) -> dict[str, str]:
     """Those fields that hold a text."""
     return {name: text for name in FIELDS if (text := getattr(request, name)) is not None}
+
+
+def words_of(request: Request) -> dict[str, Any]:
+    """All that choices may stand in."""
+    return {**texts_of(request), "regions": request.regions}
 
 
 def seeds_of_words(request: Request) -> list[int]:
