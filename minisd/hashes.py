@@ -1,16 +1,63 @@
-"""sha256 of model files, made once for each file as it is on disk."""
+"""Digests of model files under the names that the community gives them.
+
+    sha256   of all bytes
+    AutoV2   its first 10 digits: "Model hash" of a picture
+    AutoV3   the first 12 digits of the sha256 of what follows a safetensors header: "Lora hashes" of a
+             picture, the same whatever the metadata say (kohya's sshs_model_hash)
+
+A file is read once for each state in which it is met; `hash_cache.py` remembers beyond the process.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from minisd.errors import CheckpointError, quoted
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-SHORT = 10  # digits of the community's "Model hash" (AutoV2)
+SHORT, SHORT_BODY = 10, 12  # digits of AutoV2, AutoV3
+CHUNK = 4 * 2**20
+MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Of one file, in hexadecimal digits. body: sha256 of what follows a safetensors header; None without."""
+
+    sha256: str
+    body: str | None
+
+    @property
+    def autov2(self) -> str:
+        return self.sha256[:SHORT]
+
+    @property
+    def autov3(self) -> str | None:
+        return None if self.body is None else self.body[:SHORT_BODY]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file is known by without reading it. Writing to it, or putting another in its place, changes at
+    least one of these: the change time cannot be set back."""
+
+    path: str  # with every link resolved
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> State:
+        real = os.path.realpath(path)
+        stat = os.stat(real)
+        return cls(real, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -24,14 +71,56 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
             files = sorted(p for p in target.rglob("*") if p.suffix in WEIGHTS and p.is_file())
             lines = [f"{p.relative_to(target).as_posix()} {file_sha256(p)}\n" for p in files]
             return hashlib.sha256("".join(lines).encode()).hexdigest()
-        stat = target.stat()
-        return _sha256(os.path.abspath(target), stat.st_size, stat.st_mtime_ns)
+        return _sha256(State.of(target))
     except OSError as error:
-        raise CheckpointError(f"cannot read {quoted(path)}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
+
+
+def file_hashes(path: str | os.PathLike[str]) -> Hashes:
+    """All digests of a file, which is read once. Raises CheckpointError."""
+    try:
+        return _hashes(State.of(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {quoted(path)}: {error.strerror or error}")
 
 
 @lru_cache(maxsize=256)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    """Keyed by size and time as well: a file that changed is read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(state: State) -> str:
+    with open(state.path, "rb") as file:
+        made = hashlib.file_digest(file, "sha256").hexdigest()
+    check_unchanged(state)
+    return made
+
+
+@lru_cache(maxsize=256)
+def _hashes(state: State) -> Hashes:
+    """Keyed by the state: a file that changed is read again."""
+    whole, body = hashlib.sha256(), hashlib.sha256()
+    with open(state.path, "rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        has_body = len(head) == 8 and length <= min(MAX_HEADER, state.size - 8) and file.read(1) == b"{"
+        file.seek(0)
+        if has_body:
+            left = 8 + length
+            while left and (part := file.read(min(CHUNK, left))):
+                whole.update(part)
+                left -= len(part)
+        both: tuple[Callable[[bytes], None], ...] = (whole.update, body.update)
+        while part := file.read(CHUNK):
+            for update in both if has_body else both[:1]:
+                update(part)
+    check_unchanged(state)
+    return Hashes(whole.hexdigest(), body.hexdigest() if has_body else None)
+
+
+def check_unchanged(state: State) -> None:
+    """Raises CheckpointError if the file is not what it was when reading began."""
+    if State.of(state.path) != state:
+        raise CheckpointError(
+            f"{quoted(state.path)} changed while it was read; try again when it is complete"
+        )

@@ -7,18 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from minisd.blocks import find, read_blocks
 from minisd.errors import RequestError, quoted
 
 MAX_WEIGHT = 100.0
-MAX_BLOCKS = 200
 MAX_USES = 50
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# the community's names of blocks, beside our own ("input_blocks.4")
-COMMUNITY = {
-    **{f"IN{n:02}": f"input_blocks.{n}" for n in range(12)},
-    **{f"OUT{n:02}": f"output_blocks.{n}" for n in range(12)},
-    **dict.fromkeys(("M00", "MID"), "middle_block"),
-}
+WRITTEN = {k: k for k in ("te", "te2", "start", "end", "blocks", "sha256")} | {"lbw": "blocks"}
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -58,7 +53,10 @@ class LoraUse:
             )
         if self.sha256 is not None and not (isinstance(self.sha256, str) and SHA256.fullmatch(self.sha256)):
             raise wrong(f"sha256 of LoRA {quoted(self.name)} must be 64 hexadecimal digits")
-        object.__setattr__(self, "blocks", read_blocks(self.blocks))
+        try:
+            object.__setattr__(self, "blocks", read_blocks(self.blocks, f"LoRA {quoted(self.name)}"))
+        except RequestError as error:
+            raise wrong(str(error)) from None
 
     @classmethod
     def of(cls, value: object) -> LoraUse:
@@ -79,17 +77,21 @@ class LoraUse:
 
     @classmethod
     def from_text(cls, text: str) -> LoraUse:
-        """`NAME`, `NAME:0.8` or `NAME:0.8:0.5`; a colon before anything else belongs to the name."""
-        found = re.fullmatch(r"(.+?)((?::[-+]?[\d.]+){1,2})", text)
+        """`NAME`, `NAME:0.8`, `NAME:0.8:0.5`, any of them with `:start=0.2` and other fields behind; a colon
+        before anything else belongs to the name."""
+        rest, named = text, dict[str, object]()
+        while found := re.fullmatch(rf"(.+):({'|'.join(WRITTEN)})=([^:=]*(?:=[^:]*)?)", rest):
+            rest, key, value = found.groups()
+            if WRITTEN[key] in named:
+                raise wrong(f"the LoRA {quoted(text)} says {key} twice")
+            named[WRITTEN[key]] = value if key in ("blocks", "lbw", "sha256") else number(text, value)
+        found = re.fullmatch(r"(.+?)((?::[-+]?[\d.]+){1,2})", rest)
         if found is None:
-            return cls(text)
-        try:
-            numbers = [float(n) for n in found.group(2)[1:].split(":")]
-        except ValueError:
-            raise wrong(
-                f"the weights of LoRA {quoted(text)} are no numbers; write NAME:0.8 or NAME:0.8:0.5"
-            ) from None
-        return cls(found.group(1), numbers[0], numbers[1] if len(numbers) > 1 else None)
+            return cls(rest, **named)  # type: ignore[arg-type]  # checked by the constructor
+        numbers = [number(text, n) for n in found.group(2)[1:].split(":")]
+        if len(numbers) > 1 and named.setdefault("te", numbers[1]) is not numbers[1]:
+            raise wrong(f"the LoRA {quoted(text)} says te twice")
+        return cls(found.group(1), numbers[0], **named)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON, without what is as by default."""
@@ -104,15 +106,8 @@ class LoraUse:
         if part in TEXT_ENCODERS:
             te = self.weight if self.te is None else self.te
             value = te if part == "text_encoder" or self.te2 is None else self.te2
-        best, factor = -1, 1.0
-        name = module if part == "unet" else f"{part}.{module}"
-        for prefix, number in self.blocks:
-            outside = not name.startswith(("input_blocks.", "middle_block.", "output_blocks."))
-            fits = outside if prefix == "BASE" else name == prefix or name.startswith(f"{prefix}.")
-            length = 0 if prefix == "BASE" else len(prefix)
-            if fits and length > best:
-                best, factor = length, number
-        return value * factor
+        factor = find(self.blocks, part, module)
+        return value if factor is None else value * factor
 
     @property
     def whole(self) -> bool:
@@ -127,20 +122,13 @@ def lora_uses(value: object) -> tuple[LoraUse, ...]:
     return tuple(LoraUse.of(v) for v in value)
 
 
-def read_blocks(value: object) -> tuple[tuple[str, float], ...]:
-    """Pairs of block and factor from pairs or a mapping, community names made ours."""
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, list | tuple) or len(pairs) > MAX_BLOCKS:
-        raise wrong(f"blocks must be at most {MAX_BLOCKS} pairs of a name and a number, got {quoted(value)}")
-    out: list[tuple[str, float]] = []
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise wrong(f"blocks must be pairs of a name and a number, got {quoted(pair)}")
-        name = COMMUNITY.get(pair[0], pair[0])
-        if name in dict(out):
-            raise wrong(f"the block {quoted(pair[0])} is given twice")
-        out.append((name, finite(f"block {quoted(pair[0])} of LoRA", pair[1], -MAX_WEIGHT, MAX_WEIGHT)))
-    return tuple(out)
+def number(text: str, written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise wrong(
+            f"the weights of LoRA {quoted(text)} are no numbers; write NAME:0.8 or NAME:0.8:0.5"
+        ) from None
 
 
 def finite(what: str, value: object, low: float, high: float) -> float:

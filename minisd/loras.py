@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minisd.adapters import Use, adapted
+from minisd.blocks import read_blocks
 from minisd.errors import CheckpointError, RequestError, listed, quoted
 from minisd.lora_use import LoraUse
 from minisd.model import Model
@@ -33,6 +34,7 @@ from minisd.weights_loader.lora_names import spellings
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 FILES, MODELS = 16, 2  # that stay in memory
 TAGS = ("lora", "lyco")  # kinds of tag that name an adapter
+TAG_NAMES = ("te", "unet", "lbw")  # arguments of one
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,20 @@ def files_in(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def uses_of(request: Request) -> tuple[LoraUse, ...]:
-    """The adapters of a request: its field, then the tags of its prompt, `<lora:name:te:unet>`, where one
-    number counts for both. A tag names a file of the engine's folder, never a path."""
+    """The adapters of a request: its field, then the tags of its prompt, `<lora:name:te:unet:lbw=1,0,...>`,
+    where one number counts for both. A tag names a file of the engine's folder, never a path."""
     tags = [t for t in tags_of(request) if t.kind.lower() in TAGS]
     uses = []
     for tag in tags:
+        if unknown := [n for n, _ in tag.named if n not in TAG_NAMES] or list(tag.args[2:]):
+            raise RequestError(
+                f"the tag {quoted(tag)} says {listed(unknown)}; known are {', '.join(TAG_NAMES)}, and the "
+                "field loras has more",
+                field="prompt",
+            )
         te = tag.number("te", 0, 1.0)
-        uses.append(LoraUse(tag.name, tag.number("unet", 1, te), te))
+        blocks = read_blocks(dict(tag.named).get("lbw", ""), f"LoRA {quoted(tag.name)}")
+        uses.append(LoraUse(tag.name, tag.number("unet", 1, te), te, blocks=blocks))
     return (*request.loras, *uses)
 
 

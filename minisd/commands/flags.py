@@ -40,7 +40,8 @@ FIELD_HELP: dict[str, str] = {
     "mask_soft": "grey in the mask: how far that place is changed (differential inpainting)",
     "image_cfg_scale": "instruct-pix2pix: how strongly the picture holds",
     "controls": "model=FILE,image=FILE,weight=0.8,preprocessor=canny: a control network; once for each",
-    "loras": "NAME[:WEIGHT[:TE]] of the folder --lora-dir, or a file: an adapter; once for each",
+    "loras": "NAME[:WEIGHT[:TE]] of the folder --lora-dir, or a file: an adapter; once for each; "
+    "also :te2=, :start=, :end=, :blocks=",
     "picture_prompts": "model=FILE,encoder=FILE,image=FILE,weight=0.8: an IP-Adapter; once for each",
     "hires_scale": "1..8: draw a second pass at a size this many times larger",
     "hires_upscaler": "what enlarges the first pass: a filter on pixels, or on latents",
