@@ -49,13 +49,18 @@ def adapted(model: Model, uses: Sequence[Use], *, way: Way = "auto") -> Model:
     others. A use whose multipliers are all 0 changes no bit. Raises NumericalError when a merged weight is
     not finite, PlanError for weights that cannot be merged and were asked to.
     """
-    ordered = sorted(uses, key=lambda use: (use[0].sha256, repr(use[1])))
+    uses = ordered(uses)
     encoders = tuple(
-        with_terms(encoder, terms_of(ordered, use.part), use.part, way)
+        with_terms(encoder, terms_of(uses, use.part), use.part, way)
         for use, encoder in zip(model.config.text, model.text_encoders, strict=True)
     )
-    unet = with_terms(model.unet, terms_of(ordered, "unet"), "unet", way)
+    unet = with_terms(model.unet, terms_of(uses, "unet"), "unet", way)
     return replace(model, text_encoders=encoders, unet=unet)
+
+
+def ordered(uses: Sequence[Use]) -> list[Use]:
+    """In the order in which changes are added up: that of the digests, not that in which they were named."""
+    return sorted(uses, key=lambda use: (use[0].sha256, repr(use[1])))
 
 
 def terms_of(uses: Sequence[Use], part: str) -> dict[str, list[Term]]:

@@ -35,13 +35,23 @@ from minisd.weights_loader.diffusers_config import (
 )
 from minisd.weights_loader.folder import CONFIG_FILE
 from minisd.weights_loader.keymap import Rules
+from minisd.weights_loader.modelspec import model_spec
 from minisd.weights_loader.networks import ema_names
+from minisd.weights_loader.part import FP8, PartReader
 from minisd.weights_loader.prediction import MARKERS
 from minisd.weights_loader.rule import Rule, expected_theirs, same_names, theirs_from
 from minisd.weights_loader.safetensors_file import write_safetensors
 from minisd.weights_loader.source import TensorInfo
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
+BESIDE_FP8 = torch.float16  # norms, biases and the VAE, which 8 bits would harm and which are small
 Item = tuple[TensorInfo, Callable[[], Tensor]]
 
 
@@ -54,19 +64,16 @@ def convert(
     prune_ema: bool = True,
     ema: bool | None = None,
     tokenizers: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes `checkpoint`, with its swapped parts, to `target` and returns the path.
 
     layout: "original" writes one safetensors file, "diffusers" a folder. dtype: float32, float16 or bfloat16
-    for all floating point tensors; None keeps each one's. ema: write the EMA copy as the weights (None: see
-    `Checkpoint.ema_choice`). prune_ema=False keeps the EMA copy beside the plain weights, in the original
-    layout.
+    for all floating point tensors; float8_e4m3fn or float8_e5m2 for matrices and convolutions of UNet and
+    text encoders, with float16 for the rest; None keeps each one's. ema: write the EMA copy as the weights
+    (None: see `Checkpoint.ema_choice`). prune_ema=False keeps the EMA copy beside the plain weights, in the
+    original layout.
 
-    Parts that the checkpoint lacks are lacking in the target.
-    tokenizers: {"tokenizer/vocab.json": text, ...}, which a diffusers folder holds beside the weights.
-
-    What is left unread when loading is not written; see `Checkpoint.report()`. Raises CheckpointError when
-    the target exists, a part is damaged, or the layout cannot hold the model. Nothing is left behind then.
     Parts that the checkpoint lacks are lacking in the target.
     """
     target = Path(target)
@@ -91,9 +98,10 @@ def convert(
         items = list(_original(checkpoint, config, wanted, take_ema))
         if not prune_ema:
             items += _ema(checkpoint, wanted)
-        write_safetensors(target, items, _metadata(config))
+        write_safetensors(target, items, _metadata(config, checkpoint.path.stem) | dict(metadata or {}))
         return target
-    _write_folder(checkpoint, config, target, wanted, take_ema, tokenizers or {})
+    told = {"format": "pt"} | dict(metadata or {})
+    _write_folder(checkpoint, config, target, wanted, take_ema, tokenizers or {}, told)
     return target
 
 
@@ -104,11 +112,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return known
 
 
-def _metadata(config: ModelConfig) -> dict[str, str]:
-    spec = {"eps": "epsilon", "v": "v"}.get(config.prediction)
-    return {"format": "pt", KEY: config_to_json(config)} | (
-        {"modelspec.prediction_type": spec} if spec else {}
-    )
+def _metadata(config: ModelConfig, title: str) -> dict[str, str]:
+    return {"format": "pt", KEY: config_to_json(config), **model_spec(config, title)}
 
 
 def _original(
@@ -139,20 +144,41 @@ def _items(
     checkpoint: Checkpoint, part: str, prefix: str, rules: Rules, dtype: torch.dtype | None, ema: bool
 ) -> Iterator[Item]:
     """The tensors of a part under the names of `rules`, each made when it is written."""
-    reader = checkpoint.reader(part, dtype=dtype, ema=ema if part == "unet" else None)
+    copy = ema if part == "unet" else None
+    narrow = dtype if dtype in FP8 else None
+    reader = checkpoint.reader(part, dtype=torch.float32 if narrow else dtype, ema=copy)
+    other = checkpoint.reader(part, dtype=BESIDE_FP8, ema=copy) if narrow else reader
     by_name = {rule.ours: rule for rule in checkpoint.part(part).rules}
     stacked: dict[str, list[Rule]] = {}
     for rule in rules:
         stacked.setdefault(rule.theirs, []).append(rule)
     for theirs, shape in expected_theirs(rules).items():
-        rows = stacked[theirs]
-        info = TensorInfo(prefix + theirs, reader.dtype_of(by_name[rows[0].ours]), shape)
+        rows, small = stacked[theirs], part in ("unet", *TEXT_PARTS) and len(shape) >= 2
+        used = reader if small else other
+        kept = narrow if narrow and small else used.dtype_of(by_name[rows[0].ours])
+        info = TensorInfo(prefix + theirs, kept, shape)
 
-        def make(rows: list[Rule] = rows, dtype: torch.dtype = info.dtype) -> Tensor:
-            [(_, tensor)] = theirs_from(rows, lambda name: reader.read(by_name[name]).to(dtype))
-            return tensor
+        def make(rows: list[Rule] = rows, info: TensorInfo = info, used: PartReader = used) -> Tensor:
+            [(_, tensor)] = theirs_from(rows, lambda name: used.read(by_name[name]).to(wide(info.dtype)))
+            if info.dtype in FP8:
+                check_range(tensor, info)
+            return tensor.to(info.dtype)
 
         yield info, make
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which a tensor of this dtype is put together."""
+    return torch.float32 if dtype in FP8 else dtype
+
+
+def check_range(tensor: Tensor, info: TensorInfo) -> None:
+    """Raises CheckpointError for values that 8 bits would cut off; torch does so without a word."""
+    largest, limit = float(tensor.abs().max()) if tensor.numel() else 0.0, torch.finfo(info.dtype).max
+    if largest > limit:
+        raise CheckpointError(
+            f"{quoted(info.name)} holds {largest:g}; {str(info.dtype)[6:]} ends at {limit:g}; use another"
+        )
 
 
 def _ema(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Iterator[Item]:
@@ -160,7 +186,8 @@ def _ema(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Iterator[Item]:
     source = checkpoint.source
     for copy in ema_names(checkpoint.part("unet"), source.tensors).values():
         info = source.tensors[copy]
-        yield replace(info, dtype=dtype or info.dtype), partial(source.read, copy, dtype=dtype)
+        wanted = BESIDE_FP8 if dtype in FP8 and len(info.shape) < 2 else dtype
+        yield replace(info, dtype=wanted or info.dtype), partial(source.read, copy, dtype=wanted)
 
 
 def _write_folder(
@@ -170,6 +197,7 @@ def _write_folder(
     dtype: torch.dtype | None,
     ema: bool,
     tokenizers: Mapping[str, str],
+    metadata: Mapping[str, str],
 ) -> None:
     config = replace(config, text=tuple(_diffusers_use(use, config) for use in config.text))
     tables: dict[str, tuple[str, Rules, Json]] = {
@@ -195,7 +223,7 @@ def _write_folder(
         for part in present:
             stem, rules, _ = tables[part]
             items = _items(checkpoint, part, "", rules, dtype, ema)
-            write_safetensors(part_of / part / f"{stem}.safetensors", items, {"format": "pt"})
+            write_safetensors(part_of / part / f"{stem}.safetensors", items, metadata)
         part_of.rename(target)
     except OSError as error:
         raise CheckpointError(f"{quoted(target.name)} cannot be written: {quoted(error)}") from error
