@@ -281,7 +281,8 @@ class Denoiser:
         if self.check is not None:
             self.check()
         told = self.table.told(sigma)
-        timesteps: Tensor | Times = torch.tensor([told], dtype=torch.float32, device=x.device)
+        # filled there, not copied there: a copy would make the host wait for the device
+        timesteps: Tensor | Times = torch.full((1,), told, dtype=torch.float32, device=x.device)
         scaled = (x * c_in(sigma, self.prediction)).to(self.dtype)
         seen = Seen(scaled, timesteps, parts, self.wrap)
         residuals = residuals_of(self.controls, seen, self.uncond, sigma, self.sigmas)

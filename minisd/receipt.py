@@ -12,6 +12,8 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy
@@ -19,7 +21,12 @@ import PIL
 import torch
 from PIL import Image
 
+from minisd import kernels as kernels_package
 from minisd.hashes import file_sha256
+from minisd.kernels.choice import SWITCHES, Kernels
+from minisd.kernels.conditions import interpreted
+from minisd.kernels.configs import arch_of
+from minisd.kernels.registry import OPERATIONS
 from minisd.picture import digest
 from minisd.placement import Plan
 from minisd.trail import Mark
@@ -63,9 +70,39 @@ def versions(own: str) -> dict[str, str]:
 
 
 def plan_facts(plan: Plan) -> dict[str, object]:
-    """Where each part ran, and in what precision."""
+    """Where each part ran, in what precision, and what computed its operations."""
     parts = {p.part: f"{p.device} {str(p.dtype.value).removeprefix('torch.')}" for p in plan.parts}
-    return {"parts": parts, "attention": plan.attention.value}
+    kernels = kernel_facts(plan.kernels.value, plan.device.value)
+    return {"parts": parts, "attention": plan.attention.value, "kernels": kernels}
+
+
+def kernel_facts(kernels: Kernels, device: str) -> dict[str, object]:
+    """The implementation of every operation and the restructurings that are on. Where Triton's kernels are
+    among them, also what decides their bits: its version, the architecture, whether it interpreted, and the
+    digest of our sources, whose tables hold the configuration for each."""
+    operations = {op: getattr(kernels, op) for op in OPERATIONS}
+    facts: dict[str, object] = {
+        "operations": operations,
+        "restructured": [name for name in SWITCHES if getattr(kernels, name)],
+    }
+    if any(name.startswith("triton") for name in operations.values()):
+        facts["triton"] = {
+            "version": metadata.version("triton"),
+            "arch": arch_of(torch.device(device)),
+            "interpreted": interpreted(),
+            "sources": triton_sources(),
+        }
+    return facts
+
+
+@cache
+def triton_sources() -> str:
+    """sha256 of the kernels' files and of their configurations."""
+    folder = Path(kernels_package.__file__).parent
+    whole = hashlib.sha256()
+    for path in sorted([*folder.glob("triton_*.py"), folder / "configs.py"]):
+        whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()
 
 
 def receipt(

@@ -7,6 +7,7 @@ of the steps, and Brownian noise is a path of its own. Variation seeds blend the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -145,13 +146,18 @@ def resized_normal(source: str, seeds: list[int], shape: Shape, request: Request
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """Spherical interpolation of two noises of one image (Shoemake 1985): keeps their norm, unlike a straight
-    blend."""
-    cosine = (a.flatten() @ b.flatten() / (a.norm() * b.norm())).double().clamp(-1, 1)
-    angle = torch.arccos(cosine)
+    blend. The angle is summed exactly, so that the bits do not depend on the machine."""
+    cosine = inner(a, b) / math.sqrt(inner(a, a) * inner(b, b))
+    angle = math.acos(min(max(cosine, -1.0), 1.0))
     if angle < 1e-3:
         return a + share * (b - a)
-    out = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
-    return out.to(a.dtype)
+    weights = (math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle))
+    return (weights[0] * a.double() + weights[1] * b.double()).to(a.dtype)
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """The exact sum of products of float32 numbers, rounded once."""
+    return math.fsum((a.double() * b.double()).flatten().tolist())
 
 
 def step_noise(
@@ -174,13 +180,23 @@ def step_noise(
     expected = queries(sampler.name, sigmas, options)
     if sampler.noise == "brownian":
         positive = sigmas[sigmas > 0]
-        path = brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), like)
-        return Ahead(lambda number, sigma, sigma_next: path(sigma, sigma_next), expected)
+        here = torch.empty(0, dtype=like.dtype)
+        path = brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), here)
+        return Ahead(lambda number, sigma, sigma_next: carried(path(sigma, sigma_next), like), expected)
 
     def draw(number: int, sigma: float, sigma_next: float) -> Tensor:
-        return batch_normal(request.forks.rng, seeds, first + number, shape).to(like)
+        return carried(batch_normal(request.forks.rng, seeds, first + number, shape), like)
 
     return Ahead(draw, expected)
+
+
+def carried(drawn: Tensor, like: Tensor) -> Tensor:
+    """Noise made on the CPU, on like's device and dtype; to CUDA from pinned memory, so that nobody waits for
+    what the device does meanwhile."""
+    drawn = drawn.to(like.dtype)
+    if like.is_cuda:
+        return drawn.pin_memory().to(like.device, non_blocking=True)
+    return drawn.to(like.device)
 
 
 def solver_options(request: Request, sampler: Sampler, table: SigmaTable) -> dict[str, object]:

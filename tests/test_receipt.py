@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from torch import Tensor
 from minisd.cli import main
 from minisd.engine import Engine, load
 from minisd.errors import ImageError
+from minisd.kernels import OPERATIONS, Kernels
 from minisd.metadata import encoded, read_file
-from minisd.receipt import seals, tampered
+from minisd.receipt import kernel_facts, seals, tampered, triton_sources
 from minisd.request import Request
 from minisd.verify import integrity, record_of, verify
 from tests.tiny import TINY, tiny_model, write_checkpoint
@@ -222,3 +224,31 @@ def test_the_receipt_does_not_look_at_time(engine: Engine) -> None:
     a, b = (engine.run(request()).record() for _ in range(2))
     assert {**a, "seconds": 0} == {**b, "seconds": 0} and a["seals"] == b["seals"]
     assert replace(request(), seed=6) != request()
+
+
+def test_what_computed_is_in_the_receipt(tmp_path: Path) -> None:
+    """Oracle: the choice by name: every operation, the restructurings; Triton's sources where they run."""
+    path = write_checkpoint(tmp_path / "tiny.safetensors", TINY["sd1"])
+    with load(path, kernels="self_attention=sliced,upsample_conv=transposed,fused_qkv,text_once") as engine:
+        engine.run(request(steps=1)).save(tmp_path / "a.png")
+    found = record_of(tmp_path / "a.png")["receipt"]["plan"]["kernels"]  # type: ignore[index]
+    assert found["operations"]["self_attention"] == "sliced" and found["operations"]["geglu"] == "torch"
+    assert found["operations"]["upsample_conv"] == "transposed" and set(found["operations"]) == set(
+        OPERATIONS
+    )
+    assert found["restructured"] == ["fused_qkv", "text_once"] and "triton" not in found
+
+
+def test_sources_of_tritons_kernels_are_in_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the names; another digest when a file or a configuration differs by one byte."""
+    facts = kernel_facts(Kernels.parse("triton"), "cpu")["triton"]
+    assert isinstance(facts, dict) and set(facts) == {"version", "arch", "interpreted", "sources"}
+    assert facts["version"] == metadata.version("triton") and facts["arch"] == ""
+    assert facts["sources"] == triton_sources() and len(triton_sources()) == 64
+    read = Path.read_bytes
+    for changed in ("configs.py", "triton_norm.py"):
+        triton_sources.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda p, c=changed: read(p) + b" " * (p.name == c))
+            assert triton_sources() != facts["sources"]
+        triton_sources.cache_clear()

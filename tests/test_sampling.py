@@ -250,13 +250,16 @@ def test_every_name_leads_to_its_sampler() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["DPM++ 2M Karras", "dpm++ 2m karras", "dpmpp_2m Karras", " DPM++ 2M KARRAS "]
+    "name",
+    ["DPM++ 2M Karras", "dpm++ 2m karras", "dpmpp_2m Karras", " DPM++ 2M KARRAS ", "k_dpmpp_2m_ka"],
 )
 def test_a_name_with_its_schedule(name: str) -> None:
     """Oracle: A1111's old names, split."""
     asked = Request(sampler=name)
     assert (asked.sampler, asked.schedule) == ("dpmpp_2m", "karras")
     assert split_name("DPM++ 2M SDE Exponential") == ("DPM++ 2M SDE", "exponential")
+    assert split_name("k_dpmpp_3m_sde_exp") == ("k_dpmpp_3m_sde", "exponential")
+    assert split_name("b_ka") == ("b_ka", None)
     assert split_name("Karras") == ("Karras", None) and split_name("Euler a") == ("Euler a", None)
 
 

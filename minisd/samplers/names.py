@@ -84,7 +84,8 @@ SAMPLERS: dict[str, Sampler] = {
                 schedule="exponential", a1111="DPM++ 2M SDE", sdnext="DPM++ 2M SDE", comfy="dpmpp_2m_sde",
                 others=("k_dpmpp_2m_sde",)),
         Sampler("dpmpp_2m_sde_heun", "sde_multistep", 2, 1, eta=1.0, noise="brownian", takes=("s_noise",),
-                schedule="exponential", a1111="DPM++ 2M SDE Heun", comfy="dpmpp_2m_sde_heun"),
+                schedule="exponential", a1111="DPM++ 2M SDE Heun", comfy="dpmpp_2m_sde_heun",
+                others=("k_dpmpp_2m_sde_heun",)),
         Sampler("dpmpp_3m_sde", "sde_multistep", 2, 1, eta=1.0, noise="brownian", takes=("s_noise",),
                 schedule="exponential", discard=True, a1111="DPM++ 3M SDE", comfy="dpmpp_3m_sde",
                 others=("k_dpmpp_3m_sde",)),
@@ -112,7 +113,7 @@ SAMPLERS: dict[str, Sampler] = {
                 comfy="er_sde"),
         Sampler("res_multistep", "multistep", 2, 1, sdnext="RES-Multistep 2M", comfy="res_multistep"),
         Sampler("lcm", "consistency", 1, 1, noise="step", schedule="lcm", a1111="LCM", sdnext="LCM",
-                diffusers="LCMScheduler", comfy="lcm"),
+                diffusers="LCMScheduler", comfy="lcm", others=("k_lcm",)),
         Sampler("tcd", "consistency", 1, 1, noise="step", schedule="turbo", takes=("table",), sdnext="TCD",
                 diffusers="TCDScheduler"),
         Sampler("euler_cfgpp", "cfgpp", 1, 1, both=True, comfy="euler_cfg_pp", others=("Euler CFG++",)),
@@ -183,12 +184,13 @@ def find_schedule(name: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """A1111's old names carry the schedule behind the sampler: "DPM++ 2M Karras" -> ("DPM++ 2M",
-    "karras")."""
-    for schedule in ("karras", "exponential"):
-        label = f" {schedule}"
-        if name.strip().lower().endswith(label):
-            return name.strip()[: -len(label)], schedule
+    """A1111's old names carry the schedule behind the sampler: "DPM++ 2M Karras" -> ("DPM++ 2M", "karras"),
+    "k_dpmpp_2m_ka" -> ("k_dpmpp_2m", "karras")."""
+    given = name.strip()
+    for schedule, short in (("karras", "_ka"), ("exponential", "_exp")):
+        for label in (f" {schedule}", short if given.lower().startswith("k_") else f" {schedule}"):
+            if given.lower().endswith(label):
+                return given[: -len(label)], schedule
     return name, None
 
 

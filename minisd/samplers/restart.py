@@ -8,14 +8,14 @@ to its upper one and repeats the interval on levels of its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minisd.samplers.ode import sample_heun
 from minisd.samplers.schedule import karras_sigmas
-from minisd.samplers.step import Denoise, Noise, OnStep, add_noise, steps_of
+from minisd.samplers.step import Denoise, Noise, OnStep, add_noise, shifted, steps_of
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,3 @@ def sample_restart(
 
 def nearest(levels: list[float], sigma: float) -> int:
     return int(torch.tensor([abs(s - sigma) for s in levels]).argmin())
-
-
-def shifted(on_step: OnStep | None, index: int) -> OnStep | None:
-    """A one-step call's report, with its place in the whole run."""
-    if on_step is None:
-        return None
-    return lambda step: on_step(replace(step, index=index))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -46,6 +46,11 @@ def tell(
         on_step(Step(index, sigma, sigma_next, x, denoised))
 
 
+def shifted(on_step: OnStep | None, by: int) -> OnStep | None:
+    """The report of a part of a run that `by` steps precede, with its place in the whole."""
+    return None if on_step is None else lambda step: on_step(replace(step, index=step.index + by))
+
+
 def euler_to(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One explicit Euler step from sigma to sigma_next, written as the interpolation it is: exact at
     sigma_next = 0."""
@@ -61,8 +66,8 @@ def slope(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
 def ancestral(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
     """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; eta 1 is the full DDPM
     variance."""
-    if sigma_next == 0:
-        return 0.0, 0.0
+    if sigma_next == 0 or eta == 0:
+        return sigma_next, 0.0
     up = min(sigma_next, eta * math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))
     return math.sqrt(max(sigma_next**2 - up**2, 0.0)), up
 

@@ -10,11 +10,17 @@ from typing import Any, Literal
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
+    DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     IPNDMScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
@@ -22,10 +28,16 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete
+from diffusers.schedulers import (
+    scheduling_dpmsolver_multistep,
+    scheduling_dpmsolver_multistep_inverse,
+    scheduling_euler_ancestral_discrete,
+    scheduling_euler_discrete,
+)
 from torch import Tensor
 
 from minisd.samplers import ramps
+from minisd.samplers.inverse import sample_ddim_inverse, sample_dpmpp_2m_inverse
 from minisd.samplers.names import solver
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod, karras_sigmas, table_sigmas
 from tests.samplers.test_against_others import Draws, nonlinear, open_levels, start
@@ -79,6 +91,104 @@ def test_euler_ancestral_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = through_diffusers(scheduler, sigmas, scaled=False, generator=draws.generator)
     ours = solver("euler_ancestral")(nonlinear, start(14.6), sigmas, noise=Draws())
     assert (ours - theirs).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_euler_as_diffusers(final: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: EulerDiscreteScheduler, not cast to float32."""
+    monkeypatch.setattr(scheduling_euler_discrete, "torch", Wide())
+    sigmas = karras_sigmas(12, 0.03, 14.6) if final else open_levels(12)
+    theirs = through_diffusers(EulerDiscreteScheduler(), sigmas, scaled=False)
+    assert (solver("euler")(nonlinear, start(14.6), sigmas) - theirs).abs().max() <= 1e-10
+
+
+def doubled(levels: Tensor) -> Tensor:
+    """Levels as the schedulers hold them that are stepped twice for one step of ours."""
+    return torch.cat([levels[:1], levels[1:].repeat_interleave(2), levels[-1:]])
+
+
+def in_two_stages(scheduler: Scheduler, calls: Tensor, **options: object) -> Tensor:
+    """A scheduler stepped once for each of these levels, at which its samples lie."""
+    scheduler.timesteps, scheduler.is_scale_input_called = torch.arange(float(len(calls)), 0, -1), True
+    x = start(14.6)
+    for t, sigma in zip(scheduler.timesteps, calls, strict=True):
+        eps = (x - nonlinear(x, float(sigma))) / sigma
+        x = scheduler.step(eps, t, x, **options).prev_sample
+    return x
+
+
+def test_heun_as_diffusers() -> None:
+    """Oracle: HeunDiscreteScheduler, which is stepped once for each call; the last call leads into 0."""
+    sigmas = karras_sigmas(12, 0.03, 14.6)
+    scheduler: Scheduler = HeunDiscreteScheduler()
+    scheduler.set_timesteps(12)
+    assert len(scheduler.timesteps) == 23
+    scheduler.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+    theirs = in_two_stages(scheduler, scheduler.sigmas[:23])
+    assert (solver("heun")(nonlinear, start(14.6), sigmas) - theirs).abs().max() <= 1e-10
+
+
+def test_dpm_2_as_diffusers() -> None:
+    """Oracle: KDPM2DiscreteScheduler."""
+    sigmas = karras_sigmas(12, 0.03, 14.6)
+    middle = (sigmas.log() / 2 + sigmas.roll(1).log() / 2).exp()  # of each level and the one before it
+    scheduler: Scheduler = KDPM2DiscreteScheduler()
+    scheduler.set_timesteps(12)
+    assert len(scheduler.timesteps) == 23
+    scheduler.sigmas, scheduler.sigmas_interpol = doubled(sigmas), doubled(middle)
+    calls = torch.stack([sigmas[:-1], middle[1:]], dim=1).flatten()[:23]
+    theirs = in_two_stages(scheduler, calls)
+    assert (solver("dpm_2")(nonlinear, start(14.6), sigmas) - theirs).abs().max() <= 1e-10
+
+
+def test_dpm_2_ancestral_as_diffusers() -> None:
+    """Oracle: KDPM2AncestralDiscreteScheduler with its generator's noise."""
+    sigmas = karras_sigmas(12, 0.03, 14.6)
+    after = torch.cat([sigmas[1:], sigmas[-1:]])
+    up = torch.nan_to_num((after**2 * (sigmas**2 - after**2) / sigmas**2) ** 0.5)
+    down = (after**2 - up**2) ** 0.5
+    middle = (sigmas.log() / 2 + down.log() / 2).exp()
+    middle[-2:] = 0.0
+    scheduler: Scheduler = KDPM2AncestralDiscreteScheduler()
+    scheduler.set_timesteps(12)
+    scheduler.sigmas, scheduler.sigmas_interpol = doubled(sigmas), doubled(middle)
+    scheduler.sigmas_up, scheduler.sigmas_down = doubled(up), doubled(down)
+    calls = torch.stack([sigmas[:-1], middle[:-1]], dim=1).flatten()[:23]
+    draws = Draws()
+    theirs = in_two_stages(scheduler, calls, generator=draws.generator)
+    ours = solver("dpm_2_ancestral")(nonlinear, start(14.6), sigmas, noise=Draws())
+    assert (ours - theirs).abs().max() <= 1e-10
+
+
+def test_ddim_inverse_as_diffusers() -> None:
+    """Oracle: DDIMInverseScheduler on our float64 table, from the clean picture."""
+    scheduler: Scheduler = DDIMInverseScheduler(clip_sample=False, set_alpha_to_one=True)
+    scheduler.alphas_cumprod, scheduler.initial_alpha_cumprod = ALPHAS, torch.tensor(1.0, dtype=torch.float64)
+    scheduler.set_timesteps(10)
+    levels = TABLE.sigmas[scheduler.timesteps]
+    x = start(1.0)
+    for t, sigma in zip(scheduler.timesteps, levels, strict=True):
+        full = x * (1 + sigma**2) ** 0.5
+        eps = (full - nonlinear(full, float(sigma))) / sigma
+        x = scheduler.step(eps, t, x).prev_sample
+    sigmas = torch.cat([torch.zeros(1, dtype=torch.float64), levels])
+    ours = sample_ddim_inverse(nonlinear, start(1.0), sigmas, told="next")
+    assert (ours - x * (1 + levels[-1] ** 2) ** 0.5).abs().max() <= 1e-10
+
+
+def test_dpmpp_2m_inverse_as_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: DPMSolverMultistepInverseScheduler of order 2, not cast to float32."""
+    monkeypatch.setattr(scheduling_dpmsolver_multistep_inverse, "torch", Wide())
+    rising = open_levels(16).flip(0)
+    scheduler: Scheduler = DPMSolverMultistepInverseScheduler(solver_order=2, lower_order_final=False)
+    scheduler.set_timesteps(16)
+    scheduler.sigmas, scheduler.timesteps = rising, torch.arange(16.0)
+    x = start(1.0) / float(1 + rising[0] ** 2) ** 0.5
+    for t, sigma in zip(scheduler.timesteps, rising, strict=False):
+        full = x * float(1 + sigma**2) ** 0.5
+        x = scheduler.step((full - nonlinear(full, float(sigma))) / sigma, t, x).prev_sample
+    ours = sample_dpmpp_2m_inverse(nonlinear, start(1.0), rising)
+    assert (ours - x * float(1 + rising[-1] ** 2) ** 0.5).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -26,15 +26,31 @@ VECTORS = [  # (counter, key, output) of Random123's kat_vectors
         "d16cfe09 94fdcceb 5001e420 24126ea1",
     ),
 ]
-DIGEST = "c34032a813dfe21a70dad0733641cc8d2608013478649eaf3412b3ce145c1b92"
+DIGESTS = [  # of plain draws, of a variation, of Brownian increments
+    "c34032a813dfe21a70dad0733641cc8d2608013478649eaf3412b3ce145c1b92",
+    "65daba3ec6d5b551026173eab03865f9ced0588399fbe33b25bf97cc71cdb7fd",
+    "3eeac105b9fd820c590aeb09e2c673e3f16bb795d0163a01dc49fa9fedf518d0",
+]
+HEX = {  # (seed, draw): the first four numbers, as the bytes of float32, little-endian
+    (0, 0): "b0b66cbf b5c6d9be c53429c0 15ab143e",
+    (7, 3): "719baf3f decd8b3e 5896343f 615139bf",
+    (2**64 - 1, 1): "298e0340 a632ffbf faf8c6bf 56941ac0",
+}
 PROGRAM = """
-import hashlib
+import hashlib, torch
+from minisd.samplers.brownian import brownian_noise
 from minisd.samplers.noise import philox_normal
+from minisd.sampling import slerp
 whole = hashlib.sha256()
 for seed in (0, 1, 2**40 + 7, 2**64 - 1):
     for draw in (0, 3):
         whole.update(philox_normal(seed, draw, (4, 64, 65)).numpy().tobytes())
 print(whole.hexdigest())
+a, b = philox_normal(1, 0, (4, 63, 65)), philox_normal(2, 0, (4, 63, 65))
+print(hashlib.sha256(slerp(a, b, 0.3).numpy().tobytes()).hexdigest())
+path = brownian_noise([3, 4], (4, 31, 33), 0.03, 14.6, torch.zeros(1))
+drawn = torch.stack([path(14.6, 9.0), path(9.0, 0.5), path(0.5, 0.03)])
+print(hashlib.sha256(drawn.numpy().tobytes()).hexdigest())
 """
 
 
@@ -117,10 +133,12 @@ def test_the_bits_do_not_depend_on_the_machine(capability: str) -> None:
         text=True,
         check=True,
     )
-    assert here.getvalue().strip() == run.stdout.strip() == DIGEST
+    assert here.getvalue().strip() == run.stdout.strip() == "\n".join(DIGESTS)
 
 
 def test_one_draw_has_the_bytes_written_down() -> None:
-    """Oracle: sha256 of seed 0, draw 0."""
+    """Oracle: hex vectors; sha256 of seed 0, draw 0."""
+    for (seed, draw), wanted in HEX.items():
+        assert philox_normal(seed, draw, (4,)).numpy().astype("<f4").tobytes().hex(" ", 4) == wanted
     digest = hashlib.sha256(philox_normal(0, 0, (4, 8, 8)).numpy().tobytes()).hexdigest()
     assert digest == "75946fc0e16baebf9044dd860baac488848cf367c4312c9680433b774c8c039c"
