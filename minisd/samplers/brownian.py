@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from minisd.samplers.noise import philox_normal
+from minisd.samplers.noise import philox_normals
 from minisd.samplers.step import Noise
 
 DEPTH = 20
@@ -31,9 +31,10 @@ class BrownianPath:
 
     def __init__(self, seed: int, shape: Sequence[int], low: float, high: float) -> None:
         self.low, self.high = low, high
-        self.draw = lambda number: philox_normal(seed, number, shape).double()
+        self.draw = lambda number: philox_normals(seed, number, shape).double()
         self.end = self.draw(TREE) * math.sqrt(high - low)
         self.point = lru_cache(maxsize=2 * DEPTH)(self._point)
+        self.at = lru_cache(maxsize=8)(self._at)  # a step ends where the next begins
 
     def _point(self, level: int, index: int) -> Tensor:
         """W at the point index / 2^level of the way from low to high, less W(low)."""
@@ -51,7 +52,7 @@ class BrownianPath:
         """The point's sigma: evenly in log sigma, since schedules step by parts of sigma."""
         return self.low * (self.high / self.low) ** (index / 2**level)
 
-    def at(self, t: float) -> Tensor:
+    def _at(self, t: float) -> Tensor:
         """W(t) - W(low), float64. t is clamped to the range."""
         t = min(max(t, self.low), self.high)
         share = math.log(t / self.low) / math.log(self.high / self.low) * 2**DEPTH

@@ -55,6 +55,21 @@ def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(normal.astype(np.float32).reshape(tuple(shape)))
 
 
+def philox_normals(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
+    """As philox_normal, other numbers, at a third of its cost: all four words of a counter and both halves of
+    Box-Muller are used, as no other program's numbers must be met. counter = (draw, 0, element / 4, 1)."""
+    n = math.prod(shape)
+    quarter = -(-n // 4)
+    counter = np.zeros((4, quarter), dtype=np.uint32)
+    counter[0], counter[3] = draw, 1
+    counter[2] = np.arange(quarter, dtype=np.uint32)
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).astype(np.float64)
+    u = words * 2.0**-32 + 2.0**-33
+    radius, angle = np.sqrt(-2.0 * np.log(u[::2])), u[1::2] * (2.0 * math.pi)
+    normal = np.concatenate([radius * np.sin(angle), radius * np.cos(angle)]).astype(np.float32)
+    return torch.from_numpy(normal.reshape(-1)[:n].reshape(tuple(shape)))
+
+
 def torch_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     """The (draw + 1)th `torch.randn(shape)` of a CPU generator seeded with `seed`: float32.
 

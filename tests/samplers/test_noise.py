@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minisd.samplers.noise import batch_normal, philox4x32, philox_normal, torch_normal
+from minisd.samplers.noise import batch_normal, philox4x32, philox_normal, philox_normals, torch_normal
 
 ALL = 0xFFFFFFFF
 VECTORS = [  # (counter, key, output) of Random123's kat_vectors
@@ -29,7 +30,7 @@ VECTORS = [  # (counter, key, output) of Random123's kat_vectors
 DIGESTS = [  # of plain draws, of a variation, of Brownian increments
     "c34032a813dfe21a70dad0733641cc8d2608013478649eaf3412b3ce145c1b92",
     "65daba3ec6d5b551026173eab03865f9ced0588399fbe33b25bf97cc71cdb7fd",
-    "3eeac105b9fd820c590aeb09e2c673e3f16bb795d0163a01dc49fa9fedf518d0",
+    "279d44af993cc1bd2865f2f791592a3d1348cf0f36cfded8e0be6e075576f31e",
 ]
 HEX = {  # (seed, draw): the first four numbers, as the bytes of float32, little-endian
     (0, 0): "b0b66cbf b5c6d9be c53429c0 15ab143e",
@@ -67,14 +68,27 @@ def test_normals_of_seed_zero() -> None:
     assert philox_normal(0, 0, (4,)).tolist() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_normals_are_normal() -> None:
+@pytest.mark.parametrize("source", [philox_normal, philox_normals])
+def test_normals_are_normal(source: Callable[..., torch.Tensor]) -> None:
     """Oracle: mean 0, standard deviation 1, skewness 0, kurtosis 3, to five standard errors."""
-    x = philox_normal(1234, 0, (1000, 1000)).double()
+    x = source(1234, 0, (1000, 1000)).double()
     n = x.numel()
     moments = [float((x**k).mean()) for k in (1, 2, 3, 4)]
     for moment, wanted, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
         assert abs(moment - wanted) < 5 * (variance / n) ** 0.5
     assert torch.isfinite(x).all()
+
+
+def test_the_four_parts_of_a_draw_are_independent() -> None:
+    """Oracle: no correlation between what comes of one counter's words, nor with the other kind of draw, nor
+    of squares, to five standard errors; the shape only folds the numbers."""
+    parts = [*philox_normals(5, 3, (4, 100_000)).double(), *philox_normal(5, 3, (1, 100_000)).double()]
+    for i, a in enumerate(parts):
+        for b in parts[:i]:
+            assert abs(float((a * b).mean())) < 5 / 100_000**0.5
+            assert abs(float(((a**2 - 1) * (b**2 - 1)).mean())) < 5 * 2 / 100_000**0.5
+    assert philox_normals(5, 3, (3, 7)).shape == (3, 7) and philox_normals(5, 3, (1,)).shape == (1,)
+    assert torch.equal(philox_normals(5, 3, (8,)), philox_normals(5, 3, (2, 4)).flatten())
 
 
 def test_a_draw_is_a_function_of_seed_draw_and_place() -> None:

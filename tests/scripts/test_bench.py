@@ -1,0 +1,53 @@
+"""Oracle: what the benchmarks say where they cannot measure; tables made of figures written down."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minisd.samplers.names import SAMPLERS
+from scripts.bench import gpu, samplers
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says it where no GPU is")
+def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: exit code 1, one line, no results; an unknown part is refused before anything is looked at."""
+    before = sorted(gpu.RESULTS.iterdir())
+    assert gpu.main(["--only", "attention", "step"]) == 1
+    out = capsys.readouterr()
+    assert out.out == "" and "no CUDA device" in out.err and sorted(gpu.RESULTS.iterdir()) == before
+    with pytest.raises(SystemExit) as caught:
+        gpu.main(["--only", "everything"])
+    assert caught.value.code == 2
+
+
+def test_table_of_the_gpu() -> None:
+    """Oracle: rows by hand: microseconds, share of the floor, what was refused and why."""
+    timed = {"median": 100e-6, "least": 90e-6, "p20": 95e-6, "p80": 120e-6}
+    site = {"site": "self_attention b2 h8 n4096 m4096 d40 bfloat16 on sm_90"}
+    shown = gpu.table(
+        {
+            "attention": [
+                {**site, "name": "triton", **timed, "floor": 72e-6, "bound": "exponentials", "error": 2e-3}
+                | {"repeats": True, "alone": True},
+                {**site, "name": "sdpa_cudnn", "refused": "needs cuDNN"},
+            ],
+            "step": [{"model": "sd1", "size": 512, "name": "minisd graph", **timed}],
+        }
+    )
+    assert "100.0 (95.0 .. 120.0)   72% exponentials 2.0e-03 same" in shown
+    assert "n/a  needs cuDNN" in shown and "sd1 512" in shown
+
+
+def test_overhead_of_samplers_is_counted_outside_the_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: a network that waits: its time is not counted, that of everything else is."""
+    assert (
+        samplers.main(["--only", "euler", "dpmpp_2m_sde", "--rounds", "1", "--call-ms", "1", "--no-record"])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["sampler", "euler", "dpmpp_2m_sde"]
+    network = samplers.Waiting(0.0, both=False, request=samplers.Request(width=512, height=512))
+    network.spans = [(1.0, 2.0), (2.5, 3.5)]
+    assert network.beside(4.0, 2) == pytest.approx(0.5e6)
+    assert set(samplers.SAMPLERS) == set(SAMPLERS)
