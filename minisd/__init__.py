@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         PlanError,
         RequestError,
     )
+    from minisd.events import Preview, Progress
     from minisd.model import plan
     from minisd.picture import Picture
     from minisd.picture_prompt import PicturePrompt
-    from minisd.pipeline import Preview, Progress
     from minisd.placement import Plan
     from minisd.region import Region
     from minisd.request import Request
@@ -55,8 +55,8 @@ WHERE = {
     "PicturePrompt": "picture_prompt",
     "Upscaler": "upscale",
     "load_upscaler": "upscale",
-    "Preview": "pipeline",
-    "Progress": "pipeline",
+    "Preview": "events",
+    "Progress": "events",
     "Plan": "placement",
     "plan": "model",
     "convert": "conversion",

@@ -23,12 +23,14 @@ from typing import Unpack
 from minisd import __version__
 from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
+from minisd.events import Listener, Preview, Progress
 from minisd.joined import draw_each
 from minisd.loras import Loras, embeddings_from
 from minisd.model import Model, load_model
 from minisd.picture_prompt_nets import guests_of
-from minisd.pipeline import CancelToken, Drawing, Listener, Preview, Progress, draw
+from minisd.pipeline import CancelToken, Drawing, draw
 from minisd.placement import Plan
+from minisd.previews import By, Previews
 from minisd.request import Request
 from minisd.result import Result
 from minisd.text.choices import Wildcards
@@ -48,6 +50,7 @@ class Final:
     """The last event of a stream."""
 
     result: Result
+    job: str = ""
 
 
 class Engine:
@@ -64,6 +67,7 @@ class Engine:
         self.lists = Lists() if lists is None else lists
         self.controls = ControlNets(controls)
         self.loras = Loras(loras)
+        self.previews = Previews()
 
     @property
     def model(self) -> Model:
@@ -87,11 +91,15 @@ class Engine:
         on_event: Listener | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        preview: By = "auto",
+        job: str = "",
         trail: Trail | None = None,
         refiner: Engine | None = None,
     ) -> Result:
-        """Draw a request. `trail` notes what is passed through; Trail(keep=True) keeps the latents. refiner:
-        an engine that takes over at the request's `refiner_at` (0.8 where it says nothing).
+        """Draw a request. on_event hears of every step, and every `preview_every` steps of a preview: "tiny",
+        "vae" or "linear" (`previews.py`). job: a name that its events carry. `trail` notes what is passed
+        through; Trail(keep=True) keeps the latents. refiner: an engine that takes over at the request's
+        `refiner_at` (0.8 where it says nothing).
 
         Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
         model = self.model
@@ -106,6 +114,8 @@ class Engine:
                 on_event=listener,
                 cancel=cancel,
                 preview_every=preview_every,
+                preview=shown,
+                job=job,
                 trail=marks,
                 networks=self.controls.networks(one.controls, model),
                 guests=guests_of(one.picture_prompts, model, self.controls.path),
@@ -114,12 +124,20 @@ class Engine:
             )
 
         requests = self.lists.written_out(whole)
+        wanted = on_event is not None and preview_every > 0
         with nullcontext() if model.executor is None else model.executor.busy():
+            shown = self.previews.by(preview, model) if wanted else None
             drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
         return Result(drawing, model.name, __version__, model.plan, model.files)
 
     def stream(
-        self, request: Request, *, cancel: CancelToken | None = None, preview_every: int = 0
+        self,
+        request: Request,
+        *,
+        cancel: CancelToken | None = None,
+        preview_every: int = 0,
+        preview: By = "auto",
+        job: str = "",
     ) -> Iterator[Progress | Preview | Final]:
         """The events of `run` as they happen, the result last. Leaving the loop early cancels the drawing.
 
@@ -141,7 +159,15 @@ class Engine:
 
         def work() -> None:
             try:
-                put(Final(self.run(request, on_event=put, cancel=Either(), preview_every=preview_every)))
+                result = self.run(
+                    request,
+                    on_event=put,
+                    cancel=Either(),
+                    preview_every=preview_every,
+                    preview=preview,
+                    job=job,
+                )
+                put(Final(result, job))
             except BaseException as error:  # handed over to the caller's thread, where it is raised
                 put(error)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from minisd.pipeline import Drawing, Listener, Preview, Progress
+from minisd.events import Listener, Pace, Preview, Progress
+from minisd.pipeline import Drawing
 from minisd.request import Request
 from minisd.trail import Trail
 
@@ -27,8 +28,9 @@ def draw_each(
         drawing = draw_one(requests[0], on_event, trail)
         return replace(drawing, requests=tuple(requests), template=whole)
     drawings = []
+    pace = Pace()
     for index, request in enumerate(requests):
-        listener = None if on_event is None else counted(on_event, index, len(requests))
+        listener = None if on_event is None else counted(on_event, index, len(requests), pace)
         drawings.append(draw_one(request, listener, Trail(keep=trail.keep)))
     trail.beside([d.trail for d in drawings])
     seconds: dict[str, float] = {}
@@ -47,16 +49,15 @@ def draw_each(
     )
 
 
-def counted(on_event: Listener, index: int, images: int) -> Listener:
+def counted(on_event: Listener, index: int, images: int, pace: Pace) -> Listener:
     """A listener to whom the steps of image `index` go on from those of the images before it."""
-    steps = 0
 
     def hear(event: Progress | Preview) -> None:
-        nonlocal steps
+        step, steps = event.step + index * event.steps, images * event.steps
+        seconds, left = pace.times(step, steps)
         if isinstance(event, Progress):
-            steps = event.steps
-            on_event(replace(event, step=event.step + index * steps, steps=images * steps))
-        elif isinstance(event, Preview):
-            on_event(replace(event, step=event.step + index * steps))
+            on_event(replace(event, step=step, steps=steps, seconds=seconds, left=left))
+        else:
+            on_event(replace(event, step=step, steps=steps, seconds=seconds))
 
     return hear

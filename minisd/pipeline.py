@@ -21,6 +21,7 @@ from minisd.config import ModelConfig
 from minisd.control_run import Control, Network, controls_of
 from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, RequestError
+from minisd.events import Listener, Pace, Preview, Progress
 from minisd.guidance import Guidance
 from minisd.hires import second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
@@ -32,6 +33,7 @@ from minisd.models.once import Once
 from minisd.models.tiling import tiles_of
 from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
+from minisd.previews import Previewer
 from minisd.refiner import check_pair, first_share
 from minisd.relay import Relay
 from minisd.request import Request
@@ -50,24 +52,6 @@ class CancelToken(Protocol):
     """Anything that can be asked whether to stop: threading.Event fits."""
 
     def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A step is done. `step` counts from 1 to `steps`."""
-
-    step: int
-    steps: int
-    sigma: float
-    seconds: float  # since the request began
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What the pictures look like so far; never changes what comes out."""
-
-    step: int
-    images: tuple[Image.Image, ...]
 
 
 @dataclass(frozen=True)
@@ -93,27 +77,28 @@ class Drawing:
     applied: tuple[Applied, ...] = ()  # adapters that acted
 
 
-Listener = Callable[[Progress | Preview], None]
-
-
 @dataclass(frozen=True)
 class Listening:
-    """Who hears of the steps, and how often with a preview."""
+    """Who hears of the steps, and how often with a preview of which kind."""
 
-    model: Model
     on_event: Listener | None
-    preview_every: int
-    begun: float
+    preview: tuple[str, Previewer] | None
+    every: int
+    pace: Pace
     steps: int
+    job: str
     before: int = 0  # steps of an earlier pass
 
     def step(self, step: Step) -> None:
         if self.on_event is None:
             return
         done = self.before + step.index + 1
-        self.on_event(Progress(done, self.steps, step.sigma, time.perf_counter() - self.begun))
-        if self.preview_every and done % self.preview_every == 0 and done < self.steps:
-            self.on_event(Preview(done, preview(self.model, step.denoised)))
+        seconds, left = self.pace.times(done, self.steps)
+        self.on_event(Progress(done, self.steps, step.sigma, seconds, left, self.job))
+        if self.preview is not None and self.every and done % self.every == 0 and done < self.steps:
+            by, picture = self.preview
+            pictures = picture(step.denoised)
+            self.on_event(Preview(done, pictures, self.steps, step.sigma, seconds, by, self.job))
 
 
 def encode_stages(staged: Stages, request: Request, steps: int) -> Encoded:
@@ -282,6 +267,8 @@ def draw(
     on_event: Listener | None = None,
     cancel: CancelToken | None = None,
     preview_every: int = 0,
+    preview: tuple[str, Previewer] | None = None,
+    job: str = "",
     trail: Trail | None = None,
     networks: Mapping[str, Network] | None = None,
     guests: tuple[Guest, ...] = (),
@@ -293,11 +280,11 @@ def draw(
     adapters act. refiner: the model that takes over at `refiner_at`; controls, adapters and pictures attended
     to act in the first alone.
 
-    on_event hears of each step, and with preview_every = k of a preview every k steps. cancel is asked before
-    each network call; Cancelled is raised within one call of its being set. Raises NumericalError when a
-    latent is not finite.
+    on_event hears of each step, and with preview_every = k of a preview every k steps, made by `preview`
+    (`Previews.by`). job: the name that events carry. cancel is asked before each network call; Cancelled is
+    raised within one call of its being set. Raises NumericalError when a latent is not finite.
     """
-    begun = time.perf_counter()
+    pace = Pace()
     seconds: dict[str, float] = {}
     trail = Trail() if trail is None else trail
 
@@ -306,7 +293,7 @@ def draw(
             raise Cancelled("cancelled by its token; the engine is unchanged")
 
     def lap(stage: str) -> None:
-        passed = time.perf_counter() - begun - sum(seconds.values())
+        passed = time.perf_counter() - pace.begun - sum(seconds.values())
         seconds[stage] = seconds.get(stage, 0.0) + passed
 
     if (refiner is None) != (request.refiner_at is None):
@@ -328,7 +315,7 @@ def draw(
             None if second is None else second_levels(request, second, table, schedule, model.config.family)
         )
         total = len(sigmas) - 1 + (0 if more is None else len(more) - 1)
-        watch = Listening(model, on_event, preview_every, begun, total)
+        watch = Listening(on_event, preview, preview_every, pace, total, job)
         helped = Help(networks or {}, guests, stages, refiner)
         latents, encoded, staged = run_pass(model, request, table, start, helped, watch, check, trail, lap)
         if second is not None and more is not None:
@@ -357,16 +344,3 @@ def draw(
         trail=trail,
         applied=staged.applied,
     )
-
-
-def preview(model: Model, denoised: Tensor) -> tuple[Image.Image, ...]:
-    """Small pictures of the latents so far. With the tiny autoencoder at full size, else through the VAE at
-    no more than 16 x 16 latents: a bounded cost for every model, and no colour table to trust."""
-    if model.tiny_vae is not None:
-        plan = model.plan.part("taesd")
-        pixels = model.tiny_vae.decode(denoised.to(plan.device, plan.dtype.value)) * 2 - 1
-        return tuple(to_image(p) for p in pixels)
-    h, w = denoised.shape[-2:]
-    shrink = max(1, -(-max(h, w) // 16))
-    small = torch.nn.functional.avg_pool2d(denoised, shrink, ceil_mode=True) if shrink > 1 else denoised
-    return tuple(to_image(decode(model, row[None])[0]) for row in small)

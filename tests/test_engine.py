@@ -15,7 +15,8 @@ from PIL import Image
 
 from minisd.engine import Engine, Final
 from minisd.errors import Cancelled, MinisdError, NumericalError, RequestError
-from minisd.pipeline import Preview, Progress
+from minisd.events import Pace, Preview, Progress
+from minisd.previews import By
 from minisd.request import Request
 from tests.tiny import tiny_model
 
@@ -96,6 +97,7 @@ def test_events_of_a_stream_in_order() -> None:
     assert sigmas == sorted(sigmas, reverse=True)
     seconds = [e.seconds for e in progress]
     assert seconds == sorted(seconds) and seconds[0] > 0
+    assert progress[0].left > 0 and progress[-1].left == 0.0
     final = events[-1]
     assert isinstance(final, Final)
     assert final.result.drawing.sigmas[:-1] == tuple(sigmas)
@@ -146,10 +148,19 @@ def test_an_exception_in_a_listener_reaches_the_caller() -> None:
     assert torch.equal(engine().run(REQUEST).drawing.latents, expected())
 
 
-@pytest.mark.parametrize("tiny_vae", [False, True], ids=["vae", "taesd"])
-def test_previews_change_nothing(tiny_vae: bool) -> None:
-    """Oracle: equality with the run without; a small picture through the VAE, a whole one through TAESD."""
-    own = Engine(tiny_model("sd1", tiny_vae=tiny_vae))
+@pytest.mark.parametrize(
+    ("by", "name", "size"),
+    [
+        ("auto", "vae", (96, 64)),
+        ("auto", "tiny", (192, 128)),
+        ("vae", "vae", (96, 64)),
+        ("linear", "linear", (24, 16)),
+    ],
+)
+def test_previews_change_nothing(by: By, name: str, size: tuple[int, int]) -> None:
+    """Oracle: equality with the run without; a small picture through the VAE, a whole one through TAESD, a
+    pixel for each latent by the linear map. The other way round: what is shown is not always the same."""
+    own = Engine(tiny_model("sd1", tiny_vae=name == "tiny"))
     large = replace(REQUEST, width=192, height=128, count=2)
     previews: list[Preview] = []
 
@@ -157,14 +168,47 @@ def test_previews_change_nothing(tiny_vae: bool) -> None:
         if isinstance(event, Preview):
             previews.append(event)
 
-    with_previews = own.run(large, on_event=listen, preview_every=1)
+    with_previews = own.run(large, on_event=listen, preview_every=1, preview=by, job="seven")
     assert [p.step for p in previews] == [1, 2, 3]  # after the last step comes the picture itself
-    size = (192, 128) if tiny_vae else (96, 64)
+    assert all((p.by, p.job, p.steps) == (name, "seven", 4) for p in previews)
     assert all(isinstance(i, Image.Image) and i.size == size for p in previews for i in p.images)
     assert all(len(p.images) == 2 for p in previews)
+    assert len({i.tobytes() for p in previews for i in p.images}) == 6
     without = own.run(large)
     assert torch.equal(with_previews.drawing.latents, without.drawing.latents)
     assert with_previews.images == without.images
+
+
+def test_a_preview_that_is_not_there() -> None:
+    """Oracle: the names there are; the way to a tiny VAE."""
+    for by, words in (("linaer", "did you mean 'linear'"), ("tiny", "tiny_vae=PATH")):
+        with pytest.raises(RequestError, match=words) as caught:
+            engine().run(REQUEST, on_event=lambda event: None, preview_every=1, preview=by)  # type: ignore[arg-type]
+        assert caught.value.field == "preview"
+
+
+def test_pace() -> None:
+    """Oracle: by hand, with a clock that is set: the first step's long beginning does not count twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        now = [100.0]
+        patch.setattr("minisd.events.time.perf_counter", lambda: now[0])
+        pace, told = Pace(), []
+        for step, at in ((1, 110.0), (2, 112.0), (3, 114.0), (4, 116.0)):
+            now[0] = at
+            told.append(pace.times(step, 4))
+    assert told == [(10.0, 30.0), (12.0, 4.0), (14.0, 2.0), (16.0, 0.0)]
+
+
+def test_events_of_images_with_their_own_words_go_on() -> None:
+    """Oracle: steps and times rise over both images, and the last step has nothing left."""
+    own = replace(REQUEST, prompt="a {red|green|blue} cat", count=3)
+    words = {r.prompt for r in engine().lists.written_out(own.for_model(engine().model.config, seed=0))}
+    assert len(words) > 1, "images that say the same are drawn at once; take another seed"
+    heard: list[Progress] = []
+    engine().run(own, on_event=lambda e: heard.append(e) if isinstance(e, Progress) else None, job="x")
+    assert [(e.step, e.steps, e.job) for e in heard] == [(n, 12, "x") for n in range(1, 13)]
+    assert [e.seconds for e in heard] == sorted(e.seconds for e in heard)
+    assert heard[-1].left == 0.0 and heard[5].left > 0.0
 
 
 def test_numbers_that_are_not_finite_name_the_step() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from minisd.engine import Engine, load
 from minisd.errors import Cancelled, CheckpointError, PlanError
-from minisd.pipeline import Progress
+from minisd.events import Progress
 from minisd.request import Request
 from tests.tiny import TINY, write_checkpoint
 

@@ -28,6 +28,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.demo",
     "minisd.engine",
     "minisd.errors",
+    "minisd.events",
     "minisd.hash_cache",
     "minisd.hashes",
     "minisd.images",

@@ -14,8 +14,8 @@ from PIL import Image
 from minisd.cli import main
 from minisd.engine import Engine
 from minisd.errors import RequestError
+from minisd.events import Preview, Progress
 from minisd.picture import Picture
-from minisd.pipeline import Preview, Progress
 from minisd.request import Request
 from minisd.samplers.names import SAMPLERS
 from tests.oracles import diffusers_unet, diffusers_vae, transformers_text

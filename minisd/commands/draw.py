@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
@@ -82,7 +81,6 @@ def txt2img(args: argparse.Namespace) -> dict[str, object]:
     bar = Bar(sys.stderr.isatty() and not args.quiet and not args.json)
     bar.write("loading")
     with engine_of(args, request) as engine, refiner_of(args) as refiner:
-        bar.begun = time.perf_counter()
         try:
             result = engine.run(request, on_event=bar, refiner=refiner)
         finally:

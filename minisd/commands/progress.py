@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minisd.pipeline import Preview, Progress
+    from minisd.events import Preview, Progress
 
 
 class Bar:
@@ -15,7 +14,6 @@ class Bar:
 
     def __init__(self, show: bool) -> None:
         self.show = show
-        self.begun = time.perf_counter()
         self.width = 0
 
     def write(self, text: str) -> None:
@@ -25,14 +23,14 @@ class Bar:
             self.width = len(text)
 
     def __call__(self, event: Progress | Preview) -> None:
-        step, steps = event.step, getattr(event, "steps", 0)
-        if not steps:
+        from minisd.events import Progress
+
+        if not isinstance(event, Progress):
             return
+        step, steps, rate = event.step, event.steps, event.step / max(event.seconds, 1e-9)
         done = round(24 * step / steps)
-        rate = step / (time.perf_counter() - self.begun)
-        left = (steps - step) / rate
         bar = "█" * done + "░" * (24 - done)
-        self.write(f"{bar} {step}/{steps} steps, {rate:.1f} a second, {left:.0f} s left")
+        self.write(f"{bar} {step}/{steps} steps, {rate:.1f} a second, {event.left:.0f} s left")
 
     def clear(self) -> None:
         if self.show and self.width:
