@@ -38,6 +38,7 @@ from minisd.text.lists import Styles
 from minisd.text.written import Lists
 from minisd.trail import Trail
 from minisd.trust import Proof
+from minisd.upscale import Upscalers
 from minisd.wishes import Named
 
 EMBEDDED = "emoji.safetensors"
@@ -62,12 +63,14 @@ class Engine:
         controls: Mapping[str, str | os.PathLike[str]] | None = None,
         loras: str | os.PathLike[str] | None = None,
         lists: Lists | None = None,
+        upscalers: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
         self._model: Model | None = model
         self.lists = Lists() if lists is None else lists
         self.controls = ControlNets(controls)
         self.loras = Loras(loras)
         self.previews = Previews()
+        self.upscalers = Upscalers(upscalers)
 
     @property
     def model(self) -> Model:
@@ -121,6 +124,7 @@ class Engine:
                 guests=guests_of(one.picture_prompts, model, self.controls.path),
                 stages=self.loras.stages,
                 refiner=None if refiner is None else refiner.model,
+                upscaler=self.upscalers.of(one, str(model.unet_device)),
             )
 
         requests = self.lists.written_out(whole)
@@ -192,6 +196,7 @@ class Engine:
             model.executor.close()
         self.controls.clear()
         self.loras.clear()
+        self.upscalers.clear()
 
     def __enter__(self) -> Engine:
         return self
@@ -224,6 +229,7 @@ def load(
     embeddings: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     wildcards: str | os.PathLike[str] | Wildcards | None = None,
     styles: str | os.PathLike[str] | Styles | None = None,
+    upscalers: Mapping[str, str | os.PathLike[str]] | None = None,
     sha256: str | None = None,
     signature: str | os.PathLike[str] | None = None,
     public_key: str | os.PathLike[str] | None = None,
@@ -237,6 +243,7 @@ def load(
     Adapters and image encoders that a Request may name; they are loaded when one does. loras: a folder of
     adapters that a Request or a prompt may name. embeddings: a folder of textual inversions, or {word:
     file}. wildcards: a folder of lists, or {name: lines}. styles: a table as CSV, or {name: Style}.
+    upscalers: {name: file} of networks that `hires_upscaler` may name.
     request: what room is to be left for (None: a picture of the size the model was trained at). sha256:
     the file's, which it must have. signature, public_key: a bundle of model-signing over the file or folder,
     and the key that it must be by; both are held against it before a tensor is used (`trust.py`).
@@ -261,7 +268,7 @@ def load(
     )
     if embeddings is not None:
         model = replace(model, embeddings=embeddings_from(embeddings, model))
-    return Engine(model, controls, loras, Lists.of(wildcards, styles))
+    return Engine(model, controls, loras, Lists.of(wildcards, styles), upscalers)
 
 
 __all__ = ["Cancelled", "Engine", "Final", "Preview", "Progress", "Request", "Result", "load"]

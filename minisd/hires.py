@@ -7,13 +7,14 @@ first noise anew, draw 0 of each seed at the larger size, as A1111 does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minisd.errors import RequestError
+from minisd.errors import RequestError, quoted
 from minisd.images import to_image
 from minisd.latents import decode, encode, to_pixels, to_unet
 from minisd.model import Model
@@ -23,6 +24,7 @@ from minisd.sampling import first_noise
 from minisd.start import Start, extra_channels, strength_steps
 
 LATENT = {"latent": "bilinear", "latent_bicubic": "bicubic", "latent_nearest": "nearest"}
+Enlarge = Callable[[Image.Image], Image.Image]
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -50,6 +52,8 @@ def second_request(request: Request, factor: int) -> Request | None:
         image=None,
         strength=None,
         resize=None,
+        inversion="no",
+        inversion_prompt="",
         hires_scale=1.0,
         hires_upscaler="lanczos",
         hires_strength=0.5,
@@ -67,20 +71,30 @@ def second_levels(first: Request, second: Request, table: SigmaTable, schedule: 
     return full[len(full) - 1 - steps :]
 
 
-def second_start(model: Model, first: Request, second: Request, sigmas: Tensor, latents: Tensor) -> Start:
-    """Where the second pass begins. latents: of the first, b c h w. Raises RequestError for models that see a
-    picture of the first pass's size in channels of their own."""
+def second_start(
+    model: Model,
+    first: Request,
+    second: Request,
+    sigmas: Tensor,
+    latents: Tensor,
+    upscaler: Enlarge | None = None,
+) -> Start:
+    """Where the second pass begins. latents: of the first, b c h w. upscaler: what enlarges pictures, where
+    the request names one. Raises RequestError for models that see a picture of the first pass's size in
+    channels of their own."""
     if model.config.concat in ("inpaint", "ip2p") and first.image is not None:
         raise RequestError(
             f"{model.name} sees its picture at the size of the first pass; leave hires_scale out",
             field="hires_scale",
         )
-    larger = enlarged(model, latents, first, second)
+    larger = enlarged(model, latents, first, second, upscaler)
     sampled = second.forks.vae_latent == "sample" and first.hires_upscaler not in LATENT
     return Start(sigmas, larger, None, extra_channels(model, second, None), int(sampled), 1 + sampled)
 
 
-def enlarged(model: Model, latents: Tensor, first: Request, second: Request) -> Tensor:
+def enlarged(
+    model: Model, latents: Tensor, first: Request, second: Request, upscaler: Enlarge | None = None
+) -> Tensor:
     """latents b c h w at the size of the second pass, on the UNet's device."""
     assert second.width is not None and second.height is not None, "set by second_request"
     factor = model.config.vae.factor
@@ -92,7 +106,15 @@ def enlarged(model: Model, latents: Tensor, first: Request, second: Request) -> 
     rows = []
     for index, row in enumerate(latents):
         image = to_image(decode(model, row[None], first.wrap)[0])
-        image = image.resize((second.width, second.height), FILTERS[first.hires_upscaler])
+        if first.hires_upscaler not in FILTERS:
+            if upscaler is None:
+                raise RequestError(
+                    f"hires_upscaler {quoted(first.hires_upscaler)} was not loaded; draw with an Engine",
+                    field="hires_upscaler",
+                )
+            image = upscaler(image)  # by its own factor, mostly 4
+        kind = FILTERS.get(first.hires_upscaler, Image.Resampling.LANCZOS)
+        image = image.resize((second.width, second.height), kind)
 
         def unit(mean: Tensor, index: int = index) -> Tensor:
             return first_noise(second, (mean.shape[1], mean.shape[2], mean.shape[3]))[index : index + 1]

@@ -23,14 +23,15 @@ from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, RequestError
 from minisd.events import Listener, Pace, Preview, Progress
 from minisd.guidance import Guidance
-from minisd.hires import second_levels, second_request, second_start, unpadded
+from minisd.hires import Enlarge, second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
+from minisd.inversion import check_inversion, described, inverted, rising
 from minisd.latents import decode
 from minisd.loras import Applied, Stages
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
-from minisd.models.tiling import tiles_of
+from minisd.models.tiling import Tile, tiles_of
 from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
 from minisd.previews import Previewer
@@ -239,18 +240,34 @@ def run_pass(
     controls = controls_of(
         request.controls, helped.networks, model.config.unet, size, shape[1:], request.wrap
     )
+    tiling = tiles_in(request, shape[1:], factor)
+    if request.inversion != "no" and len(sigmas) > 1:
+        check_inversion(model, request, start)
+        assert start.latents is not None
+        said, levels = described(request), rising(sigmas, table)
+        falling = torch.cat([levels.flip(0), levels.new_zeros(1)])
+        there = denoiser_of(
+            staged, said, table, falling, encode(staged, said), start.extra, check, controls, helped.guests
+        )
+        by = Relay(there, tiles=tiling[0], overlap=tiling[1]).denoise()
+        start = replace(start, x=inverted(by, request, start.latents, levels, watch.step))
+        watch = replace(watch, before=watch.before + len(levels) - 1)
     denoiser = denoiser_of(
         staged, request, table, sigmas, encoded, start.extra, check, controls, helped.guests
     ).over(areas)
-    relay = Relay(denoiser, second, share)
-    if request.diffusion_tile is not None:
-        tile = request.diffusion_tile // factor
-        overlap = tile // 4
-        tiles = tiles_of(shape[1], shape[2], tile=tile, overlap=overlap, wrap=request.wrap)
-        relay = replace(relay, tiles=tuple(tiles), overlap=overlap)
+    relay = Relay(denoiser, second, share, *tiling)
     latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
     lap("sample")
     return latents, replace(encoded, accounts=encoded.accounts + accounts), staged
+
+
+def tiles_in(request: Request, size: tuple[int, int], factor: int) -> tuple[tuple[Tile, ...], int]:
+    """Tiles over latents of `size`, and how many latents they share; none where nothing asks for them."""
+    if request.diffusion_tile is None:
+        return (), 0
+    tile = request.diffusion_tile // factor
+    overlap = tile // 4
+    return tuple(tiles_of(*size, tile=tile, overlap=overlap, wrap=request.wrap)), overlap
 
 
 def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
@@ -274,11 +291,13 @@ def draw(
     guests: tuple[Guest, ...] = (),
     stages: Callable[[Model, Request, int], Stages] | None = None,
     refiner: Model | None = None,
+    upscaler: Enlarge | None = None,
 ) -> Drawing:
     """Draw a request made whole by `Request.for_model`. `trail` notes what is passed through. networks: those
     of the request's control units, by their names. stages: gives the models of a run of n steps, where
     adapters act. refiner: the model that takes over at `refiner_at`; controls, adapters and pictures attended
-    to act in the first alone.
+    to act in the first alone. upscaler: what enlarges pictures between two passes, where the request names
+    one.
 
     on_event hears of each step, and with preview_every = k of a preview every k steps, made by `preview`
     (`Previews.by`). job: the name that events carry. cancel is asked before each network call; Cancelled is
@@ -315,12 +334,16 @@ def draw(
             None if second is None else second_levels(request, second, table, schedule, model.config.family)
         )
         total = len(sigmas) - 1 + (0 if more is None else len(more) - 1)
+        there = 0
+        if request.inversion != "no" and len(sigmas) > 1:  # the way to the noise is counted too
+            there = len(rising(sigmas, table)) - 1
+            total += there
         watch = Listening(on_event, preview, preview_every, pace, total, job)
         helped = Help(networks or {}, guests, stages, refiner)
         latents, encoded, staged = run_pass(model, request, table, start, helped, watch, check, trail, lap)
         if second is not None and more is not None:
-            again = second_start(model, request, second, more, latents)
-            watch = replace(watch, before=len(sigmas) - 1)
+            again = second_start(model, request, second, more, latents, upscaler)
+            watch = replace(watch, before=there + len(sigmas) - 1)
             latents, _, _ = run_pass(model, second, table, again, helped, watch, check, trail, lap)
         trail.end(latents)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from minisd.config import ModelConfig
-from minisd.control import ControlUnit, units
+from minisd.control import ControlUnit, is_path, units
 from minisd.conventions import CONVENTIONS, Forks
 from minisd.errors import ImageError, RequestError, quoted
 from minisd.lora_use import LoraUse, lora_uses
@@ -66,8 +66,10 @@ class Request:
     mask_soft: bool = False
     image_cfg_scale: float = 1.5
     depth: Picture | None = None
+    inversion: Literal["no", "ddim", "dpmpp_2m"] = "no"
+    inversion_prompt: str = ""
     hires_scale: float = 1.0
-    hires_upscaler: Literal["lanczos", "bicubic", "latent", "latent_bicubic", "latent_nearest"] = "lanczos"
+    hires_upscaler: str = "lanczos"
     hires_strength: float = 0.5
     hires_steps: int | None = None
     refiner_at: float | None = None
@@ -141,7 +143,7 @@ class Request:
     refiner_rule: Literal["steps", "times", "a1111"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "negative_prompt", "inversion_prompt", "hires_upscaler"):
             text(self, name)
         for name in ("prompt_2", "negative_prompt_2", "prompt_to"):
             text(self, name, optional=True)
@@ -249,6 +251,7 @@ class Request:
                 raise RequestError(
                     f"{name} needs {' or '.join(needed)}; give one or leave it out", field=name
                 )
+        self._check_inversion()
         if self.regions and self.mask_area == "masked":
             raise RequestError(
                 "regions lie in the whole picture, and mask_area masked draws a part of it; leave one out",
@@ -260,6 +263,28 @@ class Request:
                 f"{self.image.height}; make them the same",
                 field="mask",
             )
+
+    def _check_inversion(self) -> None:
+        """The noise that a picture is turned to leaves no place for other noise."""
+        if self.inversion == "no":
+            if self.inversion_prompt:
+                raise RequestError(
+                    "inversion_prompt needs an inversion, ddim or dpmpp_2m; give one",
+                    field="inversion_prompt",
+                )
+            return
+        other = {
+            "variation_strength": self.variation_strength > 0,
+            "seed_size": self.seed_size is not None,
+            "mask_fill": self.mask_fill in ("noise", "nothing"),
+        }
+        for name, given in other.items():
+            if given:
+                raise RequestError(
+                    f"{name} chooses the first noise, and so does inversion, from the picture; leave one of "
+                    "them out",
+                    field="inversion",
+                )
 
     def _check_hires(self) -> None:
         defaults = {f.name: f.default for f in fields(self)}
@@ -373,6 +398,12 @@ class Request:
         if isinstance(given := pairs.get("picture_prompts"), tuple):
             made = (PicturePrompt.of(v, paths=paths, pictures=pictures) for v in given)
             pairs["picture_prompts"] = tuple(made)
+        upscaler = pairs.get("hires_upscaler")
+        if not paths and isinstance(upscaler, str) and is_path(upscaler):
+            raise RequestError(
+                "hires_upscaler: upscalers are named here, not given by path; ask which names there are",
+                field="hires_upscaler",
+            )
         return cls(**pairs)  # type: ignore[arg-type]  # __post_init__ checks every field
 
 
@@ -390,6 +421,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # field: those of which one must be given
     "mask_area": ("mask", "outpaint"),
     "mask_padding": ("mask", "outpaint"),
     "mask_soft": ("mask",),
+    "inversion": ("image",),
 }
 CHOICES: dict[str, tuple[object, ...]] = {
     "prompt_path": ("slerp", "lerp"),
@@ -397,7 +429,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "mask_fill": ("original", "fill", "noise", "nothing"),
     "mask_area": ("whole", "masked"),
     "seamless": ("no", "x", "y", "xy"),
-    "hires_upscaler": ("lanczos", "bicubic", "latent", "latent_bicubic", "latent_nearest"),
+    "inversion": ("no", "ddim", "dpmpp_2m"),
 }
 PICTURES = ("image", "mask", "depth")  # fields that hold one; those named in MASKS in shades of grey
 MASKS = ("mask", "depth")

@@ -237,7 +237,9 @@ def sample(
     exact = torch.promote_types(denoiser.dtype, torch.float32)
     begin = float(sigmas[0])
     noise = first_noise(request, shape, start.first).to(device, exact)
-    if start.latents is not None and not start.pure:
+    if start.x is not None:
+        x = start.x.to(exact)
+    elif start.latents is not None and not start.pure:
         x = start.latents.to(exact) + noise * begin
     else:
         x = noise * (begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5)

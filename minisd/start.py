@@ -36,7 +36,8 @@ class Start:
     sees them; None where a run begins with noise alone. drawn: 1 1 h w, how much each latent is drawn anew,
     0 .. 1; None: all. extra: further channels that the UNet sees, b k h w. first: number of the random draw
     that is the first noise; taken: how many are taken when the steps begin to draw. pure: noise
-    alone is what the network sees first, also where the picture is held (diffusers' masks at strength 1)."""
+    alone is what the network sees first, also where the picture is held (diffusers' masks at strength 1). x:
+    what a run begins with, b c h w, in place of noise laid over the latents (inversion)."""
 
     sigmas: Tensor
     latents: Tensor | None = None
@@ -45,6 +46,7 @@ class Start:
     first: int = 0
     taken: int = 1
     pure: bool = False
+    x: Tensor | None = None
 
     def held(self, denoise: Callable[[Tensor, float], Answer]) -> Callable[[Tensor, float], Answer]:
         """denoise, answering with the picture's latents where they are held (both answers, where it gives

@@ -10,6 +10,8 @@ whole picture gives there; the default margin is narrower where that would cost 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minisd.config import CompactConfig, RRDBNetConfig, UpscalerConfig
-from minisd.errors import ImageError, NumericalError, PlanError
+from minisd.control import is_path
+from minisd.errors import ImageError, NumericalError, PlanError, RequestError, listed, quoted
+from minisd.hires import FILTERS, LATENT
 from minisd.models.compact import Compact
 from minisd.models.rrdbnet import RRDBNet
 from minisd.placement import choose_device, choose_dtype
+from minisd.request import Request
 from minisd.weights_loader.upscaler_file import open_upscaler
 
 TILE, MARGIN = 256, 48  # pixels of the picture given
@@ -115,3 +120,44 @@ def load_upscaler(path: str | os.PathLike[str], *, device: str = "auto", dtype: 
         network.load_state_dict(file.state_dict(dtype=compute), strict=True, assign=True)
         network.requires_grad_(False).eval().to(place)
         return Upscaler(file.source.path.stem, network, file.config, place, compute)
+
+
+class Upscalers:
+    """Upscalers of an engine, by name or path. Thread-safe; the one that was used last stays loaded."""
+
+    def __init__(self, names: Mapping[str, str | os.PathLike[str]] | None = None) -> None:
+        self._names = {name: os.fspath(path) for name, path in (names or {}).items()}
+        self._kept: tuple[tuple[object, ...], Upscaler] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._names)
+
+    def of(self, request: Request, device: str) -> Upscaler | None:
+        """What a request names beside the filters there always are; None where it names none. Raises
+        RequestError for a name that is not known, CheckpointError for a file that is no upscaler."""
+        name = request.hires_upscaler
+        if name in LATENT or name in FILTERS:
+            return None
+        path = self._names.get(name, name)
+        if name not in self._names and not is_path(name):
+            known = listed([*FILTERS, *LATENT, *self.names])
+            raise RequestError(
+                f"there is no upscaler {quoted(name)}; known are {known}; or give the path of a file",
+                field="hires_upscaler",
+            )
+        with self._lock:  # held while loading: two threads that want one network load it once
+            try:
+                stat = os.stat(path)
+            except OSError:
+                stat = None  # load_upscaler says what is wrong
+            key = (os.path.abspath(path), stat and (stat.st_size, stat.st_mtime_ns), device)
+            if self._kept is None or self._kept[0] != key:
+                self._kept = key, load_upscaler(path, device=device)
+            return self._kept[1]
+
+    def clear(self) -> None:
+        """Let go of it."""
+        with self._lock:
+            self._kept = None

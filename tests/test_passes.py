@@ -10,16 +10,20 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from minisd.cli import main
+from minisd.config import CompactConfig
 from minisd.engine import Engine
 from minisd.errors import RequestError
 from minisd.events import Preview, Progress
 from minisd.picture import Picture
 from minisd.request import Request
 from minisd.samplers.names import SAMPLERS
+from minisd.upscale import load_upscaler
 from tests.oracles import diffusers_unet, diffusers_vae, transformers_text
 from tests.test_pipeline import close, engine, pipeline, pixels, tokenizer
+from tests.test_upscale import their_weights
 from tests.tiny import TINY, network_weights, tiny_model, write_checkpoint
 
 
@@ -199,3 +203,23 @@ def test_a_refiner_by_a_flag(tmp_path: Path) -> None:
     assert main([*base, *alone, "-o", str(tmp_path / "b.png")]) == 0
     a, b = (Image.open(tmp_path / name).tobytes() for name in ("a.png", "b.png"))
     assert a == b
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_second_pass_by_an_upscaler(named: bool, tmp_path: Path) -> None:
+    """Oracle: image to image over the first picture, enlarged by the upscaler and brought to the size with
+    Lanczos. By path and by name."""
+    file = tmp_path / "Compact_x2.safetensors"
+    weights = their_weights(CompactConfig(width=8, convs=5, scale=4), "compact")
+    save_file({name: w.float() for name, w in weights.items()}, file)
+    drawer = Engine(tiny_model("sd1"), upscalers={"sharp": file})
+    name = "sharp" if named else str(file)
+    asked = request(hires_scale=2.0, hires_upscaler=name, hires_strength=0.5)
+    larger = load_upscaler(file)(drawer.run(request()).images[0]).resize((128, 192), Image.Resampling.LANCZOS)
+    wanted = drawer.run(request(image=Picture.of(larger), strength=0.5, width=128, height=192))
+    out = drawer.run(asked)
+    assert out.images[0].tobytes() == wanted.images[0].tobytes()
+    with pytest.raises(RequestError, match="there is no upscaler 'sharpp'; known are .*sharp"):
+        drawer.run(replace(asked, hires_upscaler="sharpp"))
+    with pytest.raises(RequestError, match="named here"):
+        Request.from_dict({"hires_scale": 2.0, "hires_upscaler": str(file)}, paths=False)

@@ -1,4 +1,7 @@
-"""`minisd txt2img`: a picture from text."""
+"""`minisd txt2img`, `img2img`, `inpaint`, `outpaint`: a picture from text, or from a picture and text.
+
+One mechanism under four names: each takes every field of a Request, and what it must have stands first.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,51 @@ def add(commands: Commands) -> None:
         metavar="PICTURE",
         help="make this picture again, by what its file says; other flags override",
     )
+    add_the_rest(p)
+
+    p = commands.add_parser(
+        "img2img",
+        help="draw a picture from a picture and text",
+        description="Turn a picture to noise a little (--strength) and draw on from there.",
+        epilog='minisd img2img apple.png "a green apple" -o green.png --strength 0.6',
+    )
+    p.add_argument("image", help="the picture to start from: PNG, JPEG or WebP")
+    p.add_argument("prompt", nargs="?", default="", help="what the new picture shows")
+    add_the_rest(p, "image")
+
+    p = commands.add_parser(
+        "inpaint",
+        help="draw a part of a picture anew",
+        description="Draw a picture anew where a mask is white; where it is black, every pixel stays.",
+        epilog='minisd inpaint fruit.png mask.png "a lemon" -o lemon.png --mask-fill fill --strength 1',
+    )
+    p.add_argument("image", help="the picture: PNG, JPEG or WebP")
+    p.add_argument("mask", help="as large as the picture: white is drawn anew, black stays")
+    p.add_argument("prompt", nargs="?", default="", help="what the picture shows then")
+    add_the_rest(p, "image", "mask")
+
+    p = commands.add_parser(
+        "outpaint",
+        help="draw on around a picture",
+        description="Draw what lies around a picture; every pixel of it stays.",
+        epilog='minisd outpaint house.png "a house in a field" --by 64 0 64 0 -o wide.png --strength 1',
+    )
+    p.add_argument("image", help="the picture: PNG, JPEG or WebP")
+    p.add_argument("prompt", nargs="?", default="", help="what the larger picture shows")
+    p.add_argument(
+        "--by",
+        dest="outpaint",
+        type=int,
+        nargs=4,
+        required=True,
+        metavar="N",
+        help="pixels to draw on the LEFT TOP RIGHT BOTTOM, multiples of 8",
+    )
+    add_the_rest(p, "image", "outpaint")
+
+
+def add_the_rest(p: argparse.ArgumentParser, *without: str) -> None:
+    """The flags that all of these commands have; without: fields that stand elsewhere."""
     p.add_argument(
         "-o",
         "--output",
@@ -39,10 +87,12 @@ def add(commands: Commands) -> None:
         help="png, jpg, webp or avif; several become FILE-1, FILE-2, ...",
     )
     p.add_argument("--refiner", metavar="PATH", help="a model that takes over on the way (--refiner-at)")
-    add_request_flags(p)
+    add_request_flags(p, *without)
     add_model_flags(p)
     p.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     p.set_defaults(run=txt2img)
+    if without:
+        p.set_defaults(source=None)
 
 
 def asked(args: argparse.Namespace) -> tuple[Request, tuple[str, ...]]:

@@ -44,7 +44,8 @@ FIELD_HELP: dict[str, str] = {
     "also :te2=, :start=, :end=, :blocks=",
     "picture_prompts": "model=FILE,encoder=FILE,image=FILE,weight=0.8: an IP-Adapter; once for each",
     "hires_scale": "1..8: draw a second pass at a size this many times larger",
-    "hires_upscaler": "what enlarges the first pass: a filter on pixels, or on latents",
+    "hires_upscaler": "enlarges the first pass: lanczos, bicubic, latent, latent_bicubic, latent_nearest "
+    "or the file of an upscaler such as RealESRGAN_x4plus.pth",
     "hires_strength": "0..1: how far the enlarged picture is turned to noise again",
     "hires_steps": "sampling steps of the second pass (default: as the first)",
     "refiner_at": "0..1: the part of the run after which --refiner takes over (default: 0.8 with one)",
@@ -53,6 +54,8 @@ FIELD_HELP: dict[str, str] = {
     "seamless": "the picture goes on at its opposite edge: left and right (x), above and below (y), xy",
     "regions": "LEFT,TOP,RIGHT,BOTTOM: PROMPT (shares 0..1), or MASK.png: PROMPT; with PLACE@WEIGHT: PROMPT; "
     "a part of the picture with a prompt of its own; once for each",
+    "inversion": "begin with the noise that the picture itself leads to, by this solver",
+    "inversion_prompt": "what the picture shows, for its way to noise",
     "depth": "SD2 depth: a depth map, white is near",
     "width": "pixels, a multiple of 8 (default: the size the model was trained at)",
     "height": "pixels, a multiple of 8 (default: the size the model was trained at)",
@@ -121,15 +124,15 @@ FIELD_HELP: dict[str, str] = {
 SHORT = {"controls": ("--control",), "loras": ("--lora",), "regions": ("--region",)}  # said once for each
 
 
-def add_request_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of Request but the prompt. A flag that is not given leaves the field's
+def add_request_flags(parser: argparse.ArgumentParser, *without: str) -> None:
+    """One flag for each field of Request but the prompt and those in `without`. A flag that is not given leaves the field's
     default."""
     group = parser.add_argument_group("the picture")
     forks = parser.add_argument_group("choices in which programs differ (see --conventions)")
     hints = typing.get_type_hints(Request)
     place = group
     for field in fields(Request):
-        if field.name == "prompt":
+        if field.name in ("prompt", *without):
             continue
         place = forks if field.name == "conventions" else place
         kinds = [

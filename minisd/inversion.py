@@ -1,0 +1,73 @@
+"""From a picture to the noise that leads back to it (DDIM inversion: Song et al. 2021, arXiv:2010.02502,
+section 4.3; Dhariwal and Nichol 2021, arXiv:2105.05233, appendix F).
+
+A deterministic solver follows the probability-flow ODE the other way, over rising levels, without guidance
+and under a prompt that says what the picture shows. A run that begins with that noise under the same prompt
+gives the picture back, up to the solver's error; under another prompt, an edited one of the same layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minisd.errors import RequestError
+from minisd.model import Model
+from minisd.request import Request
+from minisd.samplers.names import solver
+from minisd.samplers.schedule import SigmaTable
+from minisd.samplers.step import OnStep
+from minisd.start import Start
+
+SOLVERS = {"ddim": "euler", "dpmpp_2m": "dpmpp_2m"}  # DDIM without noise is Euler's method in x = z + sigma n
+
+
+def rising(sigmas: Tensor, table: SigmaTable) -> Tensor:
+    """The levels of the way to the noise: those of the run, from the lowest that was trained, float64."""
+    levels = sigmas[sigmas > 0].flip(0)
+    low = table.sigma_min
+    return torch.cat([levels.new_tensor([low]), levels]) if levels[0] > low * (1 + 1e-6) else levels
+
+
+def described(request: Request) -> Request:
+    """What is told of the picture on the way to the noise: its own prompt, no guidance, no regions."""
+    return replace(
+        request,
+        prompt=request.inversion_prompt,
+        negative_prompt="",
+        prompt_2=None,
+        negative_prompt_2=None,
+        prompt_to=None,
+        prompt_blend=0.5,
+        prompt_path="slerp",
+        regions=(),
+        cfg_scale=1.0,
+        image_cfg_scale=1.0,
+        pag_scale=0.0,
+        sag_scale=0.0,
+        slg_scale=0.0,
+    )
+
+
+def check_inversion(model: Model, request: Request, start: Start) -> None:
+    """Raises RequestError where no picture is left in the first noise."""
+    if start.latents is None or start.pure:
+        raise RequestError(
+            f"inversion goes from the picture's latents to noise, and {model.name} at strength 1 begins with "
+            "noise alone; ask for a strength below 1",
+            field="inversion",
+        )
+
+
+def inverted(
+    denoise: Callable[[Tensor, float], Tensor],
+    request: Request,
+    latents: Tensor,
+    levels: Tensor,
+    told: OnStep,
+) -> Tensor:
+    """Noisy latents at the highest level, from latents b c h w; their dtype."""
+    return solver(SOLVERS[request.inversion])(denoise, latents, levels, on_step=told)
