@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="minisd",
         description="Stable Diffusion, small and readable: pictures from text with SD1, SD2 and SDXL files.",
-        epilog='Try: minisd txt2img "a red apple" -o apple.png; then minisd img2img apple.png "a green apple"',
+        epilog='Try: minisd txt2img "a red apple" -o apple.png; minisd img2img apple.png "a green apple"',
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in MODULES:

@@ -1,9 +1,10 @@
 """From a picture to the noise that leads back to it (DDIM inversion: Song et al. 2021, arXiv:2010.02502,
 section 4.3; Dhariwal and Nichol 2021, arXiv:2105.05233, appendix F).
 
-A deterministic solver follows the probability-flow ODE the other way, over rising levels, without guidance
-and under a prompt that says what the picture shows. A run that begins with that noise under the same prompt
-gives the picture back, up to the solver's error; under another prompt, an edited one of the same layout.
+A deterministic solver (`samplers/inverse.py`) follows the probability-flow ODE upwards, over the levels of
+the run that is to come, without guidance and under a prompt that says what the picture shows. The run that
+begins with that noise gives the picture back under the same prompt, up to the solver's error; under another,
+an edited one of the same layout.
 """
 
 from __future__ import annotations
@@ -11,25 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from minisd.errors import RequestError
 from minisd.model import Model
 from minisd.request import Request
-from minisd.samplers.names import solver
-from minisd.samplers.schedule import SigmaTable
+from minisd.samplers.inverse import sample_ddim_inverse, sample_dpmpp_2m_inverse
 from minisd.samplers.step import OnStep
 from minisd.start import Start
 
-SOLVERS = {"ddim": "euler", "dpmpp_2m": "dpmpp_2m"}  # DDIM without noise is Euler's method in x = z + sigma n
-
-
-def rising(sigmas: Tensor, table: SigmaTable) -> Tensor:
-    """The levels of the way to the noise: those of the run, from the lowest that was trained, float64."""
-    levels = sigmas[sigmas > 0].flip(0)
-    low = table.sigma_min
-    return torch.cat([levels.new_tensor([low]), levels]) if levels[0] > low * (1 + 1e-6) else levels
+SOLVERS = {"ddim": sample_ddim_inverse, "dpmpp_2m": sample_dpmpp_2m_inverse}
 
 
 def described(request: Request) -> Request:
@@ -66,8 +58,8 @@ def inverted(
     denoise: Callable[[Tensor, float], Tensor],
     request: Request,
     latents: Tensor,
-    levels: Tensor,
+    sigmas: Tensor,
     told: OnStep,
 ) -> Tensor:
-    """Noisy latents at the highest level, from latents b c h w; their dtype."""
-    return solver(SOLVERS[request.inversion])(denoise, latents, levels, on_step=told)
+    """Noisy latents at the first of the levels of a run, from latents b c h w; their dtype."""
+    return SOLVERS[request.inversion](denoise, latents, sigmas.flip(0), on_step=told)

@@ -25,7 +25,7 @@ from minisd.events import Listener, Pace, Preview, Progress
 from minisd.guidance import Guidance
 from minisd.hires import Enlarge, second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
-from minisd.inversion import check_inversion, described, inverted, rising
+from minisd.inversion import check_inversion, described, inverted
 from minisd.latents import decode
 from minisd.loras import Applied, Stages
 from minisd.model import Model
@@ -244,14 +244,13 @@ def run_pass(
     if request.inversion != "no" and len(sigmas) > 1:
         check_inversion(model, request, start)
         assert start.latents is not None
-        said, levels = described(request), rising(sigmas, table)
-        falling = torch.cat([levels.flip(0), levels.new_zeros(1)])
+        said = described(request)
         there = denoiser_of(
-            staged, said, table, falling, encode(staged, said), start.extra, check, controls, helped.guests
+            staged, said, table, sigmas, encode(staged, said), start.extra, check, controls, helped.guests
         )
         by = Relay(there, tiles=tiling[0], overlap=tiling[1]).denoise()
-        start = replace(start, x=inverted(by, request, start.latents, levels, watch.step))
-        watch = replace(watch, before=watch.before + len(levels) - 1)
+        start = replace(start, x=inverted(by, request, start.latents, sigmas, watch.step))
+        watch = replace(watch, before=watch.before + len(sigmas) - 1)
     denoiser = denoiser_of(
         staged, request, table, sigmas, encoded, start.extra, check, controls, helped.guests
     ).over(areas)
@@ -334,10 +333,8 @@ def draw(
             None if second is None else second_levels(request, second, table, schedule, model.config.family)
         )
         total = len(sigmas) - 1 + (0 if more is None else len(more) - 1)
-        there = 0
-        if request.inversion != "no" and len(sigmas) > 1:  # the way to the noise is counted too
-            there = len(rising(sigmas, table)) - 1
-            total += there
+        there = len(sigmas) - 1 if request.inversion != "no" else 0  # the way to the noise is counted too
+        total += there
         watch = Listening(on_event, preview, preview_every, pace, total, job)
         helped = Help(networks or {}, guests, stages, refiner)
         latents, encoded, staged = run_pass(model, request, table, start, helped, watch, check, trail, lap)

@@ -125,8 +125,8 @@ SHORT = {"controls": ("--control",), "loras": ("--lora",), "regions": ("--region
 
 
 def add_request_flags(parser: argparse.ArgumentParser, *without: str) -> None:
-    """One flag for each field of Request but the prompt and those in `without`. A flag that is not given leaves the field's
-    default."""
+    """One flag for each field of Request but the prompt and those in `without`. A flag that is not given
+    leaves the field's default."""
     group = parser.add_argument_group("the picture")
     forks = parser.add_argument_group("choices in which programs differ (see --conventions)")
     hints = typing.get_type_hints(Request)
