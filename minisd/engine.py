@@ -24,6 +24,7 @@ from minisd import __version__
 from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
 from minisd.events import Listener, Preview, Progress
+from minisd.hashes import Stamp
 from minisd.joined import draw_each
 from minisd.loras import Loras, embeddings_from
 from minisd.model import Model, load_model
@@ -32,7 +33,7 @@ from minisd.pipeline import CancelToken, Drawing, draw
 from minisd.placement import Plan
 from minisd.previews import By, Previews
 from minisd.request import Request
-from minisd.result import Result
+from minisd.result import Beside, Result
 from minisd.text.choices import Wildcards
 from minisd.text.lists import Styles
 from minisd.text.written import Lists
@@ -132,7 +133,18 @@ class Engine:
         with nullcontext() if model.executor is None else model.executor.busy():
             shown = self.previews.by(preview, model) if wanted else None
             drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
-        return Result(drawing, model.name, __version__, model.plan, model.files)
+        others = () if refiner is None else refiner.model.files
+        return Result(drawing, model.name, __version__, model.plan, model.files, others, self._beside(whole))
+
+    def _beside(self, request: Request) -> tuple[Beside, ...]:
+        """The networks that a request names, as files."""
+        controls = [("control", u.model) for u in request.controls if u.weight != 0.0]
+        asked = [p for p in request.picture_prompts if p.weight != 0.0]
+        prompts = [("picture_prompt", name) for p in asked for name in (p.model, p.encoder)]
+        found = [(kind, name, self.controls.path(name)) for kind, name in [*controls, *prompts]]
+        if (upscaler := self.upscalers.path(request)) is not None:
+            found.append(("upscaler", request.hires_upscaler, Path(upscaler)))
+        return tuple(Beside(kind, name, Stamp.of(path)) for kind, name, path in found)
 
     def stream(
         self,

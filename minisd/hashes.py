@@ -6,6 +6,8 @@
              picture, the same whatever the metadata say (kohya's sshs_model_hash)
 
 A file is read once for each state in which it is met; `hash_cache.py` remembers beyond the process.
+Weights are read when a model is loaded, digests when a picture is kept; a `Stamp` taken before reading tells
+whether a file was replaced in between, and then there is no digest rather than that of other bytes.
 """
 
 from __future__ import annotations
@@ -68,12 +70,15 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     target = Path(path)
     try:
         if target.is_dir():
-            files = sorted(p for p in target.rglob("*") if p.suffix in WEIGHTS and p.is_file())
-            lines = [f"{p.relative_to(target).as_posix()} {file_sha256(p)}\n" for p in files]
+            lines = [f"{p.relative_to(target).as_posix()} {file_sha256(p)}\n" for p in weight_files(target)]
             return hashlib.sha256("".join(lines).encode()).hexdigest()
         return _sha256(State.of(target))
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in WEIGHTS and p.is_file())
 
 
 def file_hashes(path: str | os.PathLike[str]) -> Hashes:
@@ -86,6 +91,32 @@ def file_hashes(path: str | os.PathLike[str]) -> Hashes:
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot read {quoted(path)}: {error.strerror or error}")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file, or a folder with its weight files, as it was."""
+
+    path: Path
+    states: tuple[State, ...]
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Stamp:
+        """Raises CheckpointError where it is not there."""
+        target = Path(path)
+        try:
+            return cls(
+                target, tuple(State.of(p) for p in (weight_files(target) if target.is_dir() else [target]))
+            )
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def sha256(self) -> str | None:
+        """The digest of what was there; None if that has changed or gone since."""
+        try:
+            return file_sha256(self.path) if Stamp.of(self.path) == self else None
+        except CheckpointError:
+            return None
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from minisd.errors import RequestError
+from minisd.errors import RequestError, quoted
 from minisd.request import Request
 from minisd.samplers.names import SCHEDULES, find_sampler, find_schedule, split_name
 
@@ -24,6 +24,31 @@ VALUE = re.compile(r'\s*+("(?:\\.|[^\\"])++"(?=,|$)|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"
 MAX_TEXT = 1_000_000  # characters that are read
 RNGS = {"philox": "NV", "torch": "CPU", "cuda": "GPU"}
+UPSCALERS = {  # of a second pass, as A1111 calls them
+    "latent": "Latent",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_nearest": "Latent (nearest)",
+    "lanczos": "Lanczos",
+    "bicubic": "Bicubic",
+}
+NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {  # settings that are a field as they stand
+    "Steps": ("steps", int),
+    "Seed": ("seed", int),
+    "CFG scale": ("cfg_scale", float),
+    "Image CFG scale": ("image_cfg_scale", float),
+    "Clip skip": ("clip_skip", int),
+    "Eta": ("eta", float),
+    "ENSD": ("eta_seed_delta", int),
+    "Variation seed": ("variation_seed", int),
+    "Variation seed strength": ("variation_strength", float),
+    "Sigma churn": ("s_churn", float),
+    "Sigma tmin": ("s_tmin", float),
+    "Sigma tmax": ("s_tmax", float),
+    "Sigma noise": ("s_noise", float),
+    "Schedule min sigma": ("sigma_min", float),
+    "Schedule max sigma": ("sigma_max", float),
+}
+OWN = "minisd"  # how Version begins in a text of ours
 
 
 @dataclass(frozen=True)
@@ -117,13 +142,25 @@ def settings_of(request: Request, schedule: str, seed: int) -> dict[str, str]:
         "ENSD": str(request.eta_seed_delta) if request.eta_seed_delta else None,
         "Eta": f"{request.eta:g}" if request.eta is not None else None,
         "Mask blur": f"{request.mask_blur:g}" if request.mask is not None else None,
+        "Sigma churn": f"{request.s_churn:g}" if request.s_churn else None,
+        "Sigma tmin": f"{request.s_tmin:g}" if request.s_tmin else None,
+        "Sigma tmax": f"{request.s_tmax:g}" if request.s_tmax is not None else None,
+        "Sigma noise": f"{request.s_noise:g}" if request.s_noise != 1.0 else None,
+        "Schedule min sigma": f"{request.sigma_min:g}" if request.sigma_min is not None else None,
+        "Schedule max sigma": f"{request.sigma_max:g}" if request.sigma_max is not None else None,
+        "Discard penultimate sigma": "True" if request.forks.discard == "always" else None,
         "RNG": RNGS[request.forks.rng],
     }
     if request.seed_size is not None:
         height, width = request.seed_size
         out["Seed resize from"] = f"{width}x{height}"
-    if request.s_churn:
-        out["Sigma churn"] = f"{request.s_churn:g}"
+    if request.hires_scale != 1.0:
+        out |= {
+            "Denoising strength": f"{request.hires_strength:g}",
+            "Hires upscale": f"{request.hires_scale:g}",
+            "Hires steps": str(request.hires_steps) if request.hires_steps is not None else None,
+            "Hires upscaler": UPSCALERS[request.hires_upscaler],
+        }
     return {key: value for key, value in out.items() if value is not None}
 
 
@@ -135,15 +172,22 @@ def parameters(
     version: str,
     model_hash: str | None = None,
     loras: tuple[tuple[str, str], ...] = (),
+    words: tuple[tuple[str, str], ...] = (),
+    refiner: str | None = None,
 ) -> str:
     """The text for one picture of a request made whole by `Request.for_model`; `seed` is that picture's own.
-    loras: (name, hash) of adapters."""
+    loras, words: (name, hash) of adapters and learned words. refiner: name of the model that took over."""
     settings = settings_of(request, schedule, seed)
     own = {"Model hash": model_hash, "Model": model} if model_hash else {"Model": model}
     settings |= {k: v for k, v in own.items() if v is not None}
-    if loras:
-        settings["Lora hashes"] = ", ".join(f"{re.sub('[:,]', '', name)}: {sha[:12]}" for name, sha in loras)
-    settings["Version"] = f"minisd {version}"
+    if refiner is not None:
+        settings |= {"Refiner": refiner, "Refiner switch at": f"{request.refiner_at:g}"}
+    for title, hashes in (("Lora hashes", loras), ("TI hashes", words)):
+        if hashes:
+            settings[title] = ", ".join(f"{re.sub('[:,]', '', name)}: {sha[:12]}" for name, sha in hashes)
+    if request.conventions != OWN:
+        settings["Conventions"] = request.conventions
+    settings["Version"] = f"{OWN} {version}"
     return written(Infotext(request.prompt, request.negative_prompt, settings))
 
 
@@ -155,13 +199,14 @@ def request_of(text: str) -> tuple[dict[str, object], tuple[str, ...]]:
     read = parsed(text)
     if not read.settings:
         raise RequestError("the text holds no settings, only a prompt; there is nothing to recreate it from")
+    left = dict(read.settings)
+    ours = left.get("Version", "").startswith(OWN)
     fields: dict[str, object] = {
         "prompt": read.prompt,
         "negative_prompt": read.negative_prompt,
-        "conventions": "a1111",
+        "conventions": left.pop("Conventions", OWN) if ours else "a1111",
         "rng": "cuda",  # what A1111 means where the text says nothing
     }
-    left = dict(read.settings)
 
     def take(key: str, field: str, kind: type[int] | type[float]) -> None:
         if key in left:
@@ -169,29 +214,40 @@ def request_of(text: str) -> tuple[dict[str, object], tuple[str, ...]]:
             try:
                 fields[field] = kind(value)
             except ValueError as error:
-                raise RequestError(f"{key} is {value[:40]!r}, no number", field=field) from error
+                raise RequestError(f"{key} is {quoted(value[:40])}, no number", field=field) from error
 
-    take("Steps", "steps", int)
-    take("Seed", "seed", int)
-    take("CFG scale", "cfg_scale", float)
-    take("Image CFG scale", "image_cfg_scale", float)
-    take("Clip skip", "clip_skip", int)
-    take("Eta", "eta", float)
-    take("ENSD", "eta_seed_delta", int)
-    take("Variation seed", "variation_seed", int)
-    take("Variation seed strength", "variation_strength", float)
-    take("Sigma churn", "s_churn", float)
-    if size := re.fullmatch(r"(\d+)x(\d+)", left.get("Size", "")):
-        left.pop("Size")
-        fields |= {"width": int(size[1]), "height": int(size[2])}
-    if "Sampler" in left:
-        name, schedule = split_name(left.pop("Sampler"))
-        fields["sampler"] = find_sampler(name).name
-        if schedule is not None:
-            fields["schedule"] = schedule
-    kind = left.pop("Schedule type", "Automatic")
-    if kind != "Automatic":
-        fields["schedule"] = find_schedule(kind)
+    for key, (field, kind) in NUMBERS.items():
+        take(key, field, kind)
+    for key, names in (("Size", ("width", "height")), ("Seed resize from", ())):
+        if size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", left.get(key, "")):
+            left.pop(key)
+            sides = int(size[1]), int(size[2])
+            if names:
+                fields |= dict(zip(names, sides, strict=True))
+            elif all(sides):
+                fields["seed_size"] = sides[::-1]
+    try:
+        if "Sampler" in left:
+            name, schedule = split_name(left.pop("Sampler"))
+            fields["sampler"] = find_sampler(name).name
+            if schedule is not None:
+                fields["schedule"] = schedule
+        automatic = left.pop("Schedule type", "Automatic")
+        if automatic != "Automatic":
+            fields["schedule"] = find_schedule(automatic)
+    except ValueError as error:
+        raise RequestError(str(error), field="sampler") from error
     if (source := left.pop("RNG", None)) is not None:
         fields["rng"] = {v: k for k, v in RNGS.items()}.get(source, "cuda")
-    return fields, tuple(f"{k}: {v}" for k, v in left.items() if k not in ("Version", "Model", "Model hash"))
+    if left.get("Discard penultimate sigma") == "True":
+        fields["discard"] = "always"
+        left.pop("Discard penultimate sigma")
+    upscaler = {v: k for k, v in UPSCALERS.items()}.get(left.get("Hires upscaler", ""))
+    if "Hires upscale" in left and upscaler is not None:
+        fields["hires_upscaler"] = upscaler
+        left.pop("Hires upscaler")
+        take("Hires upscale", "hires_scale", float)
+        take("Hires steps", "hires_steps", int)
+        take("Denoising strength", "hires_strength", float)
+    known = ("Version", "Model", "Model hash")  # said of the file that is loaded, not of a request
+    return fields, tuple(f"{k}: {v}" for k, v in left.items() if k not in known)

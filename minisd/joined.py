@@ -31,7 +31,7 @@ def draw_each(
     pace = Pace()
     for index, request in enumerate(requests):
         listener = None if on_event is None else counted(on_event, index, len(requests), pace)
-        drawings.append(draw_one(request, listener, Trail(keep=trail.keep)))
+        drawings.append(draw_one(request, listener, Trail(keep=trail.keep, listen=trail.listen)))
     trail.beside([d.trail for d in drawings])
     seconds: dict[str, float] = {}
     for drawing in drawings:

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minisd.atomic import Exists, check_name, write_bytes
+from minisd.atomic import check_name
 from minisd.errors import ImageError, RequestError, quoted
 from minisd.picture import check_size, flattened
 
@@ -65,7 +65,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
 
 def check_target(path: str | os.PathLike[str], prompt_length: int = 0) -> None:
     """Whether a picture can be written there, asked before it is drawn."""
-    if format_of(path) == "JPEG" and prompt_length > 10_000:
+    if format_of(path) == "JPEG" and prompt_length > 7_500:
         raise RequestError(
             f"a JPEG cannot hold prompts of {prompt_length:,} characters beside the picture; write a PNG",
             field="output",
@@ -94,18 +94,11 @@ def encoded(image: Image.Image, format: str, texts: Mapping[str, str], quality: 
     return file.getvalue()
 
 
-def write_picture(
-    image: Image.Image,
-    path: str | os.PathLike[str],
-    texts: Mapping[str, str],
-    *,
-    quality: int = 95,
-    exists: Exists = "replace",
-    first: int = 1,
-) -> Path:
-    """Write a picture with its texts in the format of its name, whole or not at all. Returns the name it
-    got."""
-    return write_bytes(encoded(image, format_of(path), texts, quality), path, exists=exists, first=first)
+def room_for_record(format: str, parameters: str) -> int:
+    """Bytes that our record may have beside a `parameters` text."""
+    if format != "JPEG":
+        return MAX_TEXT // 8
+    return JPEG_EXIF - len(parameters.encode("utf-16-be", "surrogatepass")) - 256  # less tags and headers
 
 
 def speakable(text: str) -> str:

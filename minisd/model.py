@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Unpack, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from minisd.config import ModelConfig
 from minisd.errors import CheckpointError, quoted
 from minisd.executor import Executor
+from minisd.hashes import Stamp
 from minisd.models.clip import TextEncoder
 from minisd.models.fused import use
 from minisd.models.graph import Graphs
@@ -45,7 +45,7 @@ class Model:
     plan: Plan
     tiny_vae: TAESD | None = None
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # learned words, by name
-    files: tuple[Path, ...] = ()  # what it was loaded from
+    files: tuple[Stamp, ...] = ()  # what it was loaded from
     executor: Executor | None = None  # of weights that do not stay
 
     @property
@@ -184,6 +184,8 @@ def load_model(
     the checkpoint must be; held against it before a tensor is used.
     """
     paths = Paths(vae, text_encoder, text_encoder_2, tiny_vae)
+    # before anything is read: what is read is then what was stamped, or the stamp no longer holds
+    stamps = tuple(Stamp.of(p) for p in (path, vae, text_encoder, text_encoder_2) if p is not None)
     with ExitStack() as files:
         with proven(path, proof):
             checkpoint = opened(path, paths, files)
@@ -209,7 +211,7 @@ def load_model(
         plan=plan,
         tiny_vae=cast(TAESD | None, networks.get("taesd")),
         executor=executor if moves else None,
-        files=tuple(Path(p) for p in (path, vae, text_encoder, text_encoder_2, tiny_vae) if p is not None),
+        files=stamps,
     )
 
 

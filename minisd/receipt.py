@@ -1,9 +1,10 @@
 """Receipts: what made a picture, step by step, so that it can be made again and compared.
 
 A receipt is part of the record inside a picture file. It names the model's files by sha256, the plan, the
-versions, the digests of what a run passes through (`trail.py`), and the digest of the pixels; and a digest of
-each field of the request and of itself, so that a field that was changed later is named at once. It is not
-signed: it proves that a picture can be reproduced, not who made it (`signing.py` does that).
+machine, the versions, the digests of what a run passes through (`trail.py`), and the digest of the pixels;
+and a digest of each field of the request and of itself, so that a field that was changed later is named at
+once. By itself it proves that a picture can be reproduced, not who made it (`signing.py` does that).
+docs/receipts.md has every field, and what is promised.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 from PIL import Image
 
 from minisd import kernels as kernels_package
-from minisd.hashes import file_sha256
+from minisd.hashes import Stamp
 from minisd.kernels.choice import SWITCHES, Kernels
 from minisd.kernels.conditions import interpreted
 from minisd.kernels.configs import arch_of
@@ -31,17 +34,22 @@ from minisd.picture import digest
 from minisd.placement import Plan
 from minisd.trail import Mark
 
-FORMAT = 1
+FORMAT = 2
 SEALED = (
     "model",
     "files",
+    "refiner",
+    "beside",
     "plan",
     "versions",
+    "machine",
     "schedule",
     "sigmas",
     "marks",
     "pixels",
     "adapters",
+    "prompts",
+    "tokens",
     "request",
 )
 
@@ -53,27 +61,72 @@ def canonical(value: object) -> str:
 
 def seal(value: object) -> str:
     """16 hexadecimal digits of sha256 of canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def versions(own: str) -> dict[str, str]:
-    """Of what bits may depend on."""
-    return {
+    """Of the programs that bits may depend on."""
+    found = {
         "minisd": own,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "python": platform.python_version(),
-        "machine": platform.machine(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
     }
+    try:
+        return found | {"triton": metadata.version("triton")}
+    except metadata.PackageNotFoundError:
+        return found
+
+
+@cache
+def processor() -> str:
+    """The CPU's name as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            named = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(named, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def machine(plan: Plan) -> dict[str, str | int | bool]:
+    """What of the machine bits may depend on, and the threads, on which they do not."""
+    facts: dict[str, str | int | bool] = {
+        "machine": platform.machine(),
+        "cpu": processor(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    device = torch.device(plan.device.value)
+    if device.type == "cuda":
+        name, kind = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        facts |= {"gpu": name, "capability": f"{kind[0]}.{kind[1]}"}
+        facts |= {"cuda": str(torch.version.cuda or torch.version.hip)}
+        facts |= {"cudnn": str(torch.backends.cudnn.version())}
+        facts |= {"tf32_conv": torch.backends.cudnn.allow_tf32}
+        facts |= {"tf32_matmul": torch.backends.cuda.matmul.allow_tf32}
+    return facts
 
 
 def plan_facts(plan: Plan) -> dict[str, object]:
-    """Where each part ran, in what precision, and what computed its operations."""
-    parts = {p.part: f"{p.device} {str(p.dtype.value).removeprefix('torch.')}" for p in plan.parts}
-    kernels = kernel_facts(plan.kernels.value, plan.device.value)
-    return {"parts": parts, "attention": plan.attention.value, "kernels": kernels}
+    """Where each part ran, in what precision, with which kernels."""
+    parts = {
+        p.part: {
+            "device": torch.device(p.device).type,
+            "dtype": str(p.dtype.value).removeprefix("torch."),
+            "residency": p.residency.value,
+        }
+        for p in plan.parts
+    }
+    return {
+        "parts": parts,
+        "kernels": kernel_facts(plan.kernels.value, plan.device.value),
+        "attention": plan.attention.value,
+        "batching": asdict(plan.batching.value),
+        "channels_last": list(plan.channels_last.value),
+        "vae_tile": plan.vae_tile.value,
+    }
 
 
 def kernel_facts(kernels: Kernels, device: str) -> dict[str, object]:
@@ -105,15 +158,21 @@ def triton_sources() -> str:
     return whole.hexdigest()
 
 
+def named(files: Sequence[Stamp]) -> list[dict[str, str | None]]:
+    """Files by name and sha256; None for one that is no longer what was read."""
+    return [{"name": f.path.name, "sha256": f.sha256()} for f in files]
+
+
 def receipt(
-    image: Image.Image, index: int, marks: Sequence[Mark], files: Sequence[Path], plan: Plan, version: str
+    image: Image.Image, index: int, marks: Sequence[Mark], files: Sequence[Stamp], plan: Plan, version: str
 ) -> dict[str, object]:
     """The receipt of picture `index` of a run, as plain data; `sealed` closes it over the whole record."""
     return {
         "format": FORMAT,
-        "files": [{"name": p.name, "sha256": file_sha256(p)} for p in files],
+        "files": named(files),
         "plan": plan_facts(plan),
         "versions": versions(version),
+        "machine": machine(plan),
         "marks": [[m.name, m.sigma, m.digest(index)] for m in marks],
         "pixels": digest(image.convert("RGB")),
     }
@@ -132,8 +191,15 @@ def seals(record: Mapping[str, object]) -> dict[str, str]:
 
 
 def sealed(record: dict[str, object]) -> dict[str, object]:
-    """The record with the digests of its fields."""
-    return record | {"seals": seals(record)}
+    """The record with the digests of its fields, as it is when read back from JSON."""
+    plain = json.loads(json_text(record))
+    return plain | {"seals": seals(plain)}
+
+
+def json_text(record: Mapping[str, object]) -> str:
+    """JSON as it is kept. Surrogates that stand alone, which UTF-8 cannot hold, are escaped."""
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def tampered(record: Mapping[str, object]) -> list[str]:

@@ -19,7 +19,18 @@ from torch import Tensor
 from minisd.samplers.step import Step
 
 MAX_WAITING = 64 * 2**20  # bytes that wait on a device to be hashed without making the host wait for it
-Answer = TypeVar("Answer", Tensor, tuple[Tensor, Tensor])
+MAX_ANSWERS = 256 * 2**20  # bytes of answers that are kept; a run of 20 steps at 512 x 512 has 1.3 million
+Said = TypeVar("Said", Tensor, tuple[Tensor, Tensor])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network, guided, gave when it was asked once. step: in which, counted from 1 over all passes;
+    parts: b c h w, one or (for CFG++ solvers) two."""
+
+    step: int
+    sigma: float
+    parts: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,18 @@ def digest_all(value: object) -> str:
 
 
 class Trail:
-    """The marks of one run, and with `keep` also the latents at each of them and every answer of the network.
+    """The marks of one run; with `keep` also the latents at each of them, with `listen` every answer of the
+    network, up to MAX_ANSWERS bytes.
 
     The state of one drawing, made anew for each. `kept` holds {mark name: latents b c h w}; `answers` what
-    `denoise` gave, call by call: enough to take any step again alone (verify).
+    `denoise` gave, call by call: enough to take any step again alone (`spot.py`).
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
-        self.keep = keep
+    def __init__(self, *, keep: bool = False, listen: bool = False) -> None:
+        self.keep, self.listen = keep, listen
         self.kept: dict[str, Tensor] = {}
-        self.answers: list[tuple[float, tuple[Tensor, ...]]] = []
+        self.answers: list[Answer] = []
+        self._left = MAX_ANSWERS
         self.steps = 0
         self._marks: list[Mark | tuple[str, float | None, Tensor]] = []
         self._waiting = 0
@@ -99,15 +112,18 @@ class Trail:
         """The latents that are decoded."""
         self._latents("latents", None, latents)
 
-    def through(self, denoise: Callable[[Tensor, float], Answer]) -> Callable[[Tensor, float], Answer]:
+    def through(self, denoise: Callable[[Tensor, float], Said]) -> Callable[[Tensor, float], Said]:
         """`denoise` as the solver is to see it: itself, or with its answers kept."""
-        if not self.keep:
+        if not self.listen:
             return denoise
 
-        def listening(x: Tensor, sigma: float) -> Answer:
+        def listening(x: Tensor, sigma: float) -> Said:
             answer = denoise(x, sigma)
             parts = (answer,) if isinstance(answer, Tensor) else tuple(answer)
-            self.answers.append((float(sigma), tuple(p.detach().cpu().clone() for p in parts)))
+            self._left -= sum(p.numel() * p.element_size() for p in parts)
+            if self._left >= 0:
+                kept = tuple(p.detach().cpu().clone() for p in parts)
+                self.answers.append(Answer(self.steps + 1, float(sigma), kept))
             return answer
 
         return listening
@@ -138,9 +154,13 @@ class Trail:
         if self.keep:
             names = [name for name in others[0].kept if all(name in trail.kept for trail in others)]
             self.kept |= {name: torch.cat([trail.kept[name] for trail in others]) for name in names}
-            for calls in zip(*(trail.answers for trail in others), strict=False):
-                parts = zip(*(answer for _, answer in calls), strict=True)
-                self.answers.append((calls[0][0], tuple(torch.cat(part) for part in parts)))
+        for calls in zip(*(trail.answers for trail in others), strict=False):
+            if len({(call.step, call.sigma) for call in calls}) > 1:
+                break  # an adaptive solver went other ways
+            parts = zip(*(call.parts for call in calls), strict=True)
+            self.answers.append(
+                Answer(calls[0].step, calls[0].sigma, tuple(torch.cat(part) for part in parts))
+            )
 
     def settle(self) -> tuple[Mark, ...]:
         """All marks, with what waited on a device hashed."""

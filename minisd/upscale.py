@@ -134,13 +134,18 @@ class Upscalers:
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
+    def path(self, request: Request) -> str | None:
+        """The file that a request names, if it names one."""
+        name = request.hires_upscaler
+        return None if name in LATENT or name in FILTERS else self._names.get(name, name)
+
     def of(self, request: Request, device: str) -> Upscaler | None:
         """What a request names beside the filters there always are; None where it names none. Raises
         RequestError for a name that is not known, CheckpointError for a file that is no upscaler."""
-        name = request.hires_upscaler
-        if name in LATENT or name in FILTERS:
+        path = self.path(request)
+        if path is None:
             return None
-        path = self._names.get(name, name)
+        name = request.hires_upscaler
         if name not in self._names and not is_path(name):
             known = listed([*FILTERS, *LATENT, *self.names])
             raise RequestError(

@@ -1,9 +1,13 @@
-"""Oracle: pictures drawn again; records, pixels and runs that were changed on purpose."""
+"""Oracle: pictures drawn again; records, pixels and runs that were changed on purpose.
+
+Rows of the fault table: F08 (receipt of the bytes used), F60 (tampering), F61 (elsewhere), F62 (bisection).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +21,16 @@ from torch import Tensor
 from minisd.cli import main
 from minisd.engine import Engine, load
 from minisd.errors import ImageError
+from minisd.hashes import file_sha256
 from minisd.kernels import OPERATIONS, Kernels
 from minisd.metadata import encoded, read_file
 from minisd.receipt import kernel_facts, seals, tampered, triton_sources
 from minisd.request import Request
+from minisd.sidecar import placed, sidecar_path
+from minisd.spot import steps_path
+from minisd.trail import Trail
 from minisd.verify import integrity, record_of, verify
+from tests import control_files, lora_files
 from tests.tiny import TINY, tiny_model, write_checkpoint
 
 REQUESTS: list[dict[str, object]] = [
@@ -71,7 +80,240 @@ def test_varied_requests_are_proven(engine: Engine, fields: dict[str, object], t
     for path in engine.run(request(**fields)).save(tmp_path / "x.png"):
         finding = verify(path, engine)
         assert finding.verdict == "proven" and finding.code == 0, finding
-        assert finding.level.startswith("R1")
+        assert finding.level.startswith("R1") and finding.other == {}
+        assert "not signed" in finding.signed
+
+
+@contextmanager
+def changed_network(engine: Engine) -> Iterator[None]:
+    """Inside, the UNet's answers are off by a thousandth."""
+    handle = engine.model.unet.register_forward_hook(lambda module, args, out: out + 1e-3)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def half_mask() -> Image.Image:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    return mask
+
+
+FROM_PICTURES: list[dict[str, object]] = [
+    {"strength": 0.6, "sampler": "dpmpp_sde"},
+    {"strength": 1.0, "conventions": "diffusers", "sampler": "ddim"},
+    {"mask": half_mask(), "mask_fill": "noise"},
+    {"mask": half_mask(), "mask_area": "masked", "mask_padding": 8, "mask_soft": True},
+    {"outpaint": (8, 0, 16, 0), "mask_fill": "fill"},
+    {"hires_scale": 1.5, "hires_upscaler": "latent", "hires_steps": 2, "strength": 0.5},
+]
+
+
+@pytest.mark.parametrize("fields", FROM_PICTURES, ids=lambda f: ",".join(f))
+def test_pictures_from_pictures_are_proven(
+    engine: Engine, picture: Path, fields: dict[str, object], tmp_path: Path
+) -> None:
+    """Oracle: the replay, the given picture and mask found by their content."""
+    made = engine.run(request(image=str(picture), **fields)).save(tmp_path / "i.png")[0]
+    files = [picture]
+    if "mask" in fields:
+        half_mask().save(tmp_path / "mask.png")
+        files.append(tmp_path / "mask.png")
+    assert verify(made, engine, files).verdict == "proven"
+    finding = verify(made, engine, files[1:])
+    assert finding.code == 2 and "image" in finding.what
+
+
+def test_what_draws_beside_the_model(tmp_path: Path) -> None:
+    """Oracle: the replay with LoRA, control network and refiner; each of them another file: cannot."""
+    base = write_checkpoint(tmp_path / "base.safetensors", TINY["sd1"])
+    other = write_checkpoint(tmp_path / "other.safetensors", TINY["sd1"], seed=3)
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    lora_files.write(folder / "film.safetensors", lora_files.kohya(TINY["sd1"], 1))
+    config = control_files.control_config(TINY["sd1"].unet)
+    control = control_files.write_control(tmp_path / "control.safetensors", config)
+    hint = tmp_path / "hint.png"
+    half_mask().convert("RGB").save(hint)
+    with load(base, loras=folder) as engine, load(other) as refiner:
+        fields: dict[str, object] = {
+            "prompt": "a cat <lora:film:0.7>",
+            "controls": ({"model": str(control), "image": str(hint), "weight": 0.5},),
+        }
+        made = engine.run(request(**fields), refiner=refiner).save(tmp_path / "m.png")[0]
+        record = record_of(made)
+        assert [a["name"] for a in record["adapters"]] == ["film"]  # type: ignore[attr-defined]
+        assert record["beside"][0]["sha256"] == file_sha256(control)  # type: ignore[index]
+        assert record["receipt"]["refiner"][0]["sha256"] == file_sha256(other)  # type: ignore[index]
+        assert "Lora hashes: " in read_file(made).texts["parameters"]
+        files = [control, hint]
+        assert verify(made, engine, files, refiner=refiner).verdict == "proven"
+        for finding, word in (
+            (verify(made, engine, files), "refiner"),
+            (verify(made, engine, files, refiner=engine), "refiner"),
+            (verify(made, engine, [hint], refiner=refiner), "control.safetensors"),
+        ):
+            assert finding.code == 2 and word in finding.what
+        lora_files.write(folder / "film.safetensors", lora_files.kohya(TINY["sd1"], 8))
+        finding = verify(made, engine, files, refiner=refiner)
+        assert finding.code == 2 and "film" in finding.what and finding.first == "adapters"
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_sde", "unipc", "heun", "euler_cfgpp"])
+def test_one_step_taken_again(engine: Engine, sampler: str, tmp_path: Path) -> None:
+    """Oracle: each step alone; inverse: a network that was changed is found in that step, stored answers that
+    were changed before it."""
+    trail = Trail(listen=True)
+    path = engine.run(request(sampler=sampler), trail=trail).save(tmp_path / "s.png")[0]
+    steps = sum(m.name.startswith("step") for m in trail.settle())
+    at = min(2, steps)
+    for step in {1, at, steps}:
+        finding = verify(path, engine, step=step)
+        assert finding.verdict == "proven" and finding.size == {"network": 0.0}, finding
+        assert f"step {step} alone" in finding.level and "nothing is said" in finding.level
+    assert verify(path, engine, step=steps + 1).code == 2
+    with changed_network(engine):
+        finding = verify(path, engine, step=at)
+        assert finding.verdict == "differs" and finding.first == f"step {at}"
+        assert finding.size["network"] > 0
+    beside = steps_path(path)
+    data = bytearray(beside.read_bytes())
+    for answer in (0, 1):  # a value of each answer that a step may consist of
+        data[int.from_bytes(data[:8], "little") + 8 + 1024 * answer] ^= 1
+    beside.write_bytes(data)
+    finding = verify(path, engine, step=at)
+    assert finding.verdict == "differs" and finding.first == "step 1"
+    beside.unlink()
+    assert verify(path, engine, step=at).code == 2
+    assert verify(path, engine).verdict == "proven"
+
+
+def test_a_step_costs_one_step(engine: Engine, tmp_path: Path) -> None:
+    """Oracle: calls of the network counted; the whole takes four times as many."""
+    path = engine.run(request(), trail=Trail(listen=True)).save(tmp_path / "s.png")[0]
+    counted = []
+    handle = engine.model.unet.register_forward_pre_hook(lambda *_: counted.append(1))
+    try:
+        verify(path, engine, step=3)
+        one, whole = len(counted), len(counted)
+        verify(path, engine)
+        whole = len(counted) - one
+    finally:
+        handle.remove()
+    assert (one, whole) == (2, 8)  # prompt and negative prompt
+
+
+def test_steps_of_a_batch_and_of_no_step(engine: Engine, tmp_path: Path) -> None:
+    """Oracle: image 2 of 2 by its own side file; momentum and files that hold nothing are said."""
+    paths = engine.run(request(count=2), trail=Trail(listen=True)).save(tmp_path / "b.png")
+    assert verify(paths[1], engine, step=3).verdict == "proven"
+    path = engine.run(request(apg_momentum=-0.5), trail=Trail(listen=True)).save(tmp_path / "m.png")[0]
+    assert verify(path, engine, step=2).code == 2 and "apg_momentum" in verify(path, engine, step=2).what
+    for data in (b"", b"x" * 100, steps_path(paths[0]).read_bytes()[:-5]):
+        steps_path(paths[1]).write_bytes(data)
+        assert verify(paths[1], engine, step=3).code == 2
+
+
+def test_what_is_kept_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Oracle: with room for two answers, steps 1 and 2 are kept and said to be the last."""
+    monkeypatch.setattr("minisd.trail.MAX_ANSWERS", 2 * 4 * 8 * 8 * 4)
+    trail = Trail(listen=True)
+    path = engine.run(request(), trail=trail).save(tmp_path / "s.png")[0]
+    assert len(trail.answers) == 2
+    assert verify(path, engine, step=2).verdict == "proven"
+    finding = verify(path, engine, step=3)
+    assert finding.code == 2 and "end with step 2 of 4" in finding.what
+
+
+def test_large_records_lie_beside_the_picture(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: what is in each file; inverse: a record that was changed, or is gone."""
+    made = {"minisd": "1", "request": {}, "marks": "x" * 2**16}
+    assert placed(made)[1] is not None and placed({**made, "marks": ""})[1] is None
+    monkeypatch.setattr("minisd.sidecar.INSIDE", 4096)
+    long = request(prompt=", ".join(f"thing {i}" for i in range(90)))
+    for suffix in (".png", ".jpg"):
+        path = engine.run(long).save(tmp_path / f"l{suffix}")[0]
+        beside = sidecar_path(path)
+        inside = json.loads(read_file(path).texts["minisd"])
+        assert beside.name == f"l{suffix}.json" and set(inside) == {"minisd", "request", "beside_picture"}
+        assert record_of(path)["request"] == inside["request"]
+    assert verify(path, engine).verdict == "proven"
+    text = beside.read_text()
+    beside.write_text(text.replace("thing 1,", "thing 2,"))
+    with pytest.raises(ImageError, match="was changed"):
+        record_of(path)
+    assert main(["verify", str(path)]) == 3
+    beside.unlink()
+    with pytest.raises(ImageError, match=r"l.jpg.json.*cannot be read"):
+        record_of(path)
+    monkeypatch.undo()
+    small = engine.run(request()).save(tmp_path / "s.png")[0]
+    assert not sidecar_path(small).exists()
+
+
+def test_the_receipt_is_of_the_bytes_that_drew(tmp_path: Path) -> None:
+    """Oracle (F08): a model replaced on disk after it was loaded has no digest, rather than that of the
+    other."""
+    path = write_checkpoint(tmp_path / "m.safetensors", TINY["sd1"])
+    engine = load(path)
+    before = engine.run(request()).record()["receipt"]
+    write_checkpoint(path, TINY["sd1"], seed=4)
+    made = engine.run(request()).save(tmp_path / "x.png")[0]
+    record = record_of(made)
+    assert before["files"][0]["sha256"] is not None  # type: ignore[index]
+    assert record["receipt"]["files"] == [{"name": "m.safetensors", "sha256": None}]  # type: ignore[index]
+    finding = verify(made, load(path))
+    assert finding.code == 2 and "replaced" in finding.what
+    assert "Model hash" not in read_file(made).texts["parameters"]
+
+
+def test_resealed_records_do_not_pass(picture: Path, engine: Engine, tmp_path: Path) -> None:
+    """Oracle: a record changed and closed again is whole, and the run from it parts where it must."""
+
+    def resealed(change: Callable[[dict], object]) -> Callable[[dict], object]:
+        def both(record: dict) -> None:
+            change(record)
+            record["seals"] = seals(record)
+
+        return both
+
+    for change, first in (
+        (lambda r: r["request"].update(seed=6), "start"),
+        (lambda r: r["request"].update(prompt="a dog"), "text"),
+        (lambda r: r["request"].update(cfg_scale=5.5), "step 1"),
+        (lambda r: r["request"].update(steps=5), "text"),  # which says until which step it holds
+        (lambda r: r["receipt"]["marks"].pop(), "the number of steps"),
+        (lambda r: r["receipt"]["marks"][3].__setitem__(2, "0" * 64), "step 2"),
+    ):
+        out = rewritten(picture, tmp_path / "r.png", resealed(change))
+        finding = verify(out, engine)
+        assert (finding.verdict, finding.first) == ("differs", first)
+    for change in (
+        lambda r: r["request"].update(steps="many"),
+        lambda r: r["request"].update(controls=5),
+        lambda r: r["request"].update(loras=[{"weight": 1}]),
+        lambda r: r["request"].update(image={"path": "/etc/passwd"}),
+    ):
+        out = rewritten(picture, tmp_path / "r.png", resealed(change))
+        assert verify(out, engine).code == 2
+    for change in (
+        lambda r: r["receipt"].update(marks=[1]),
+        lambda r: r["receipt"].update(files=None),
+        lambda r: r["receipt"].update(files=["x"]),
+        lambda r: r["receipt"].update(versions=[]),
+        lambda r: r["receipt"].pop("pixels"),
+    ):
+        out = rewritten(picture, tmp_path / "r.png", resealed(change))
+        assert verify(out, engine).code == 3
+
+
+def test_words_that_no_file_can_hold(engine: Engine, tmp_path: Path) -> None:
+    """Oracle: a prompt with a lone surrogate is drawn, kept and proven."""
+    path = engine.run(request(prompt="a \ud800 cat")).save(tmp_path / "x.png")[0]
+    assert verify(path, engine).verdict == "proven"
 
 
 def rewritten(path: Path, out: Path, change: Callable[[dict], object]) -> Path:
@@ -146,7 +388,7 @@ def test_an_error_at_a_step_is_named(picture: Path, engine: Engine, at: int) -> 
         finding = verify(picture, engine)
     finally:
         handle.remove()
-    assert finding.verdict == "differs" and finding.first == f"step {at}"
+    assert finding.verdict == "differs" and finding.first == f"step {at}" and finding.level == ""
     assert finding.size["levels"] >= 1 and finding.size["share"] > 0
     assert verify(picture, engine).verdict == "proven"
 

@@ -89,10 +89,30 @@ def add_the_rest(p: argparse.ArgumentParser, *without: str) -> None:
     p.add_argument("--refiner", metavar="PATH", help="a model that takes over on the way (--refiner-at)")
     add_request_flags(p, *without)
     add_model_flags(p)
+    add_keeping_flags(p)
     p.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     p.set_defaults(run=txt2img)
     if without:
         p.set_defaults(source=None)
+
+
+def add_keeping_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is kept with the picture (docs/receipts.md)")
+    group.add_argument(
+        "--keep-steps",
+        action="store_true",
+        help="also what the network gave in every step, so that `minisd verify --step` can check one alone",
+    )
+    group.add_argument("--sign", metavar="KEY", help="sign the record with this Ed25519 key (PEM)")
+    group.add_argument(
+        "--c2pa",
+        nargs=2,
+        metavar=("CHAIN", "KEY"),
+        help="write C2PA content credentials, signed with this certificate chain and its key (PEM)",
+    )
+    group.add_argument(
+        "--c2pa-algorithm", default="es256", metavar="NAME", help="of that key (default: es256)"
+    )
 
 
 def asked(args: argparse.Namespace) -> tuple[Request, tuple[str, ...]]:
@@ -122,20 +142,27 @@ def asked(args: argparse.Namespace) -> tuple[Request, tuple[str, ...]]:
 
 
 def txt2img(args: argparse.Namespace) -> dict[str, object]:
+    from minisd.credentials import Credentials
+    from minisd.signing import SigningKey
+    from minisd.trail import Trail
+
     request, left = asked(args)
     target = args.output
     if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
         raise ImageError(f"the folder of {target} does not exist; make it first")
+    key = None if args.sign is None else SigningKey.of(args.sign)
+    chain = None if args.c2pa is None else Credentials.of(args.c2pa[0], args.c2pa[1], args.c2pa_algorithm)
     if left and not args.json and not args.quiet:
         sys.stderr.write(f"not carried over: {'; '.join(left)}\n")
     bar = Bar(sys.stderr.isatty() and not args.quiet and not args.json)
     bar.write("loading")
     with engine_of(args, request) as engine, refiner_of(args) as refiner:
         try:
-            result = engine.run(request, on_event=bar, refiner=refiner)
+            trail = Trail(listen=True) if args.keep_steps else None
+            result = engine.run(request, on_event=bar, refiner=refiner, trail=trail)
         finally:
             bar.clear()
-    paths = result.save(target)
+    paths = result.save(target, key=key, credentials=chain)
     if not args.json and not args.quiet:
         spent = sum(result.drawing.seconds.values())
         for path, seed in zip(paths, result.request.seeds(), strict=True):

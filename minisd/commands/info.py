@@ -8,7 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from minisd.commands.flags import add_model_flags, engine_of
+from minisd.commands.flags import add_model_flags, engine_of, refiner_of
+from minisd.errors import CheckpointError, ImageError
 
 if TYPE_CHECKING:
     from minisd.commands import Commands
@@ -29,17 +30,23 @@ def add(commands: Commands) -> None:
         help="draw a picture again and prove it",
         description="Check that a picture is what its record says: record whole, pixels untouched, the same "
         "model files, and every step of a new run equal.",
-        epilog="exit code: 0 proven, 1 differs, 2 cannot be checked here",
+        epilog="exit code: 0 proven, 1 differs, 2 cannot be checked here, 3 no record that can be read",
     )
     p.add_argument("picture", help="a picture that minisd made")
     p.add_argument(
-        "--picture",
+        "--with",
         dest="needed",
         action="append",
         default=[],
         metavar="FILE",
-        help="an image that the request used, found by content; once for each",
+        help="an image, mask, LoRA or control network that the request used, found by content; once for each",
     )
+    p.add_argument("--refiner", metavar="PATH", help="the model that took over on the way")
+    p.add_argument(
+        "--step", type=int, metavar="K", help="take step K alone again; needs what --keep-steps kept"
+    )
+    p.add_argument("--key", metavar="PUBLIC", help="the key (PEM) that must have signed the record")
+    p.add_argument("--quick", action="store_true", help="check file and record only, without drawing")
     add_model_flags(p)
     p.set_defaults(run=verify)
 
@@ -78,18 +85,32 @@ def info(args: argparse.Namespace) -> dict[str, object]:
 
 
 def verify(args: argparse.Namespace) -> dict[str, object]:
-    from minisd.verify import integrity, record_of
+    from minisd.signing import public_key
+    from minisd.verify import Finding, integrity, record_of, signed_by
     from minisd.verify import verify as check
 
-    record = record_of(args.picture)
-    finding = integrity(args.picture, record)
-    if finding is None:
-        with engine_of(args) as engine:
-            finding = check(args.picture, engine, args.needed)
+    key = None if args.key is None else public_key(args.key)
+    try:
+        record = record_of(args.picture)
+        finding = integrity(args.picture, record, key)
+    except ImageError as error:
+        finding = Finding("cannot" if "carries no record" in str(error) else "malformed", str(error))
+    else:
+        if finding is None and args.quick:
+            what = "record, signature and pixels are whole; nothing was drawn, so nothing is proven"
+            finding = Finding("cannot", what, signed=signed_by(record, key))
+        elif finding is None:
+            try:
+                with engine_of(args) as engine, refiner_of(args) as refiner:
+                    finding = check(
+                        args.picture, engine, args.needed, refiner=refiner, step=args.step, key=key
+                    )
+            except CheckpointError as error:
+                finding = Finding("cannot", str(error), first="model")
     if not args.json:
         sys.stdout.write(f"{finding.verdict}: {finding.what}\n")
-        if finding.level:
-            sys.stdout.write(f"guarantee  {finding.level}\n")
+        for name, text in (("guarantee", finding.level), ("signature", finding.signed)):
+            sys.stdout.write(f"{name:<10} {text}\n" if text else "")
         for name, value in finding.size.items():
             sys.stdout.write(f"{name:<10} {value:g}\n")
         for name, text in finding.other.items():
