@@ -12,6 +12,7 @@ what counts as the same emoji, is said in scripts/embedded/judge.py.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -147,6 +148,15 @@ def table(figures: dict[str, Figures]) -> str:
     return "\n".join(lines)
 
 
+def kept(path: Path, about: dict[str, object]) -> dict[str, Figures]:
+    """Figures that a file already holds, if they are of the same model, taken in the same way."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text("utf-8"))
+    same = all(before["about"].get(k) == about[k] for k in ("sha256", "quick", "steps"))
+    return before["figures"] if same else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,7 +164,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=embedded_model(), help="default: the one that ships")
     parser.add_argument("--out", type=Path, default=RESULTS / "embedded.json")
     parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
-    parser.add_argument("--only", nargs="+", metavar="GROUP", help="these groups of figures alone")
+    parser.add_argument(
+        "--only", nargs="+", metavar="GROUP", help="these groups of figures alone; the others stay"
+    )
     parser.add_argument("--workers", type=int, default=2, help="pictures drawn at a time, a thread each")
     parser.add_argument("--font", type=Path)
     parser.add_argument("--unicode", type=Path)
@@ -162,21 +174,28 @@ def main() -> None:
     sprites = sprites_of(args.font, args.unicode)
     engine = load(args.model)
     artist = Artist(engine, args.workers, progress)
+    amounts = QUICK if args.quick else Amounts()
+    about = machine() | {
+        "model": args.model.name,
+        "sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
+        "quick": args.quick,
+        "steps": measure.STEPS,
+    }
+    figures: dict[str, Figures] = {} if args.only is None else kept(args.out, about)
     # before the rest: afterwards torch works with one thread per picture
-    spent = measure.seconds(artist)
+    if args.only is None or "seconds" in args.only:
+        figures["seconds"] = measure.seconds(artist)
     torch.set_num_threads(1)
     judge = Judge(Painter(sprites), sprites.emoji)
-    figures: dict[str, Figures] = {"seconds": spent}
     begun = time.monotonic()
-    amounts = QUICK if args.quick else Amounts()
     groups = every_figure(artist, judge, amounts, args.model)
     for group, take in (groups | companion_figures(judge, args.model, amounts)).items():
         if args.only is None or group in args.only:
             figures[group] = take()
+            text = json.dumps({"about": about, "figures": figures}, indent=1)
+            args.out.write_text(text + "\n", encoding="utf-8")
             sys.stderr.write(f"\r{group}: {time.monotonic() - begun:.0f} s so far{' ' * 20}\n")
     print(table(figures))
-    about = machine() | {"model": args.model.name, "quick": args.quick, "steps": measure.STEPS}
-    args.out.write_text(json.dumps({"about": about, "figures": figures}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

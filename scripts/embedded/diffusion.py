@@ -1,4 +1,4 @@
-"""Stage 2b: the text encoder and the UNet, trained together to predict v from noisy latents.
+"""Stage 2b: the text encoder and the UNet, trained together to predict v (or eps) from noisy latents.
 
 v = sqrt(a) eps - sqrt(1 - a) z (Salimans & Ho 2022, arXiv:2202.00512) with a = alphas_cumprod[t] of the
 standard schedule and t uniform. The plain mean square of v weighs the errors of z by SNR + 1: no level of
@@ -10,7 +10,10 @@ unconditional answer.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ from .data import Emoji
 from .latents import LatentPool
 from .muon import optimizers
 from .pictures import Picture
-from .run import Run
+from .run import Place, Run
 from .vocabulary import UNKNOWN, Vocabulary
 
 UNET = UNetConfig(
@@ -55,6 +58,7 @@ class DiffusionRecipe:
         0.3  # of new token rows; near the middle of float8's range, in which they are shipped
     )
     log_every: int = 100
+    prediction: Literal["v", "eps"] = "v"
 
 
 def initialise(text: TextEncoder, unet: UNet, recipe: DiffusionRecipe) -> None:
@@ -78,7 +82,7 @@ class Average:
     def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
         self.decay, self.updates = decay, 0
         self.live = modules
-        self.shadow = {name: build_like(module) for name, module in modules.items()}
+        self.shadow = {name: deepcopy(module).requires_grad_(False) for name, module in modules.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -87,13 +91,6 @@ class Average:
         for name, module in self.live.items():
             for shadow, live in zip(self.shadow[name].parameters(), module.parameters(), strict=True):
                 shadow.lerp_(live, 1 - decay)
-
-
-def build_like(module: nn.Module) -> nn.Module:
-    assert isinstance(module, TextEncoder | UNet)
-    copy = type(module)(module.config)  # pyright: ignore[reportArgumentType]
-    copy.load_state_dict(module.state_dict())
-    return copy.requires_grad_(False)
 
 
 class Captioner:
@@ -117,18 +114,29 @@ class Captioner:
         return rows
 
 
-def v_loss(
-    text: TextEncoder, unet: UNet, z: Tensor, rows: Tensor, table: Tensor, generator: torch.Generator
+def loss_of(
+    text: TextEncoder,
+    unet: UNet,
+    z: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    generator: torch.Generator,
+    recipe: DiffusionRecipe,
+    place: Place,
 ) -> Tensor:
-    """Mean square of the error in v; z: scaled latents b 4 h w, rows: b 77, table: alphas_cumprod [1000]."""
+    """Mean square of the error in v or eps; z: scaled latents b 4 h w, rows: b 77, table: alphas_cumprod
+    [1000]."""
     b = z.shape[0]
     # one timestep from each of b equal parts of the schedule: the same distribution with less variance
     t = ((torch.arange(b) + torch.rand(b, generator=generator)) / b * len(table)).long()
     a = table[t][:, None, None, None]
     eps = torch.randn(z.shape, generator=generator)
     x = a.sqrt() * z + (1 - a).sqrt() * eps
-    v = a.sqrt() * eps - (1 - a).sqrt() * z
-    return (unet(x, t, text(rows).hidden) - v).square().mean()
+    target = eps if recipe.prediction == "eps" else a.sqrt() * eps - (1 - a).sqrt() * z
+    x, t, rows, target = (part.to(place.device) for part in (x, t, rows, target))
+    with place.autocast():
+        output = unet(x, t, text(rows).hidden)
+    return (output.float() - target).square().mean()
 
 
 def train_diffusion(
@@ -140,13 +148,16 @@ def train_diffusion(
     schedule: TrainingSchedule,
     recipe: DiffusionRecipe,
     seed: int = 5,
+    look: Callable[[TextEncoder, UNet], None] | None = None,
 ) -> None:
     """Train until the run's time is up; its checkpoint holds "text", "unet" and their averages "text_ema",
-    "unet_ema".
+    "unet_ema". `look` is shown the averages now and then.
     """
     torch.manual_seed(seed)
     text, unet = build(vocabulary)
     initialise(text, unet, recipe)
+    text.to(run.place.device)
+    unet.to(run.place.device)
     average = Average({"text": text, "unet": unet}, recipe.ema)
     modules = {
         "text": text,
@@ -165,7 +176,8 @@ def train_diffusion(
     while not run.done:
         lr = run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
         pictures, z = pool.draw(recipe.batch, weights, generator)
-        loss = v_loss(text, unet, z, captioner.rows(pictures), table, generator)
+        rows = captioner.rows(pictures)
+        loss = loss_of(text, unet, z, rows, table, generator, recipe, run.place)
         for opt in opts:
             opt.zero_grad()
         loss.backward()
@@ -179,6 +191,8 @@ def train_diffusion(
             total = 0.0
         if run.save_due():
             run.save(modules, opts)
+        if look is not None and run.look_due():
+            look(average.shadow["text"], average.shadow["unet"])  # pyright: ignore[reportArgumentType]
     run.save(modules, opts)
 
 

@@ -94,9 +94,11 @@ def proportions(source: PictureSource, pictures: list[Picture]) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64)
 
 
-def encode_pool(vae: AutoencoderKL, painter: Painter, pictures: list[Picture]) -> LatentPool:
-    """Latents of all pictures, scaled to a standard deviation of 1."""
+def encode_pool(
+    vae: AutoencoderKL, painter: Painter, pictures: list[Picture], scale_factor: float | None = None
+) -> LatentPool:
+    """Latents of all pictures, scaled to a standard deviation of 1, or by the factor a UNet has learned."""
     parts = [encode_all(vae, painter.paint(pictures[i : i + 16])) for i in range(0, len(pictures), 16)]
     latents = torch.cat(parts)
-    scale_factor = float(1 / latents.std())
+    scale_factor = float(1 / latents.std()) if scale_factor is None else scale_factor
     return LatentPool(pictures, (latents * scale_factor).half(), scale_factor)

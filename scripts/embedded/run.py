@@ -1,5 +1,5 @@
-"""What every training stage shares: a budget of wall-clock time, a log, a learning rate that follows it,
-checkpoints.
+"""What every training stage shares: where it computes, a budget of wall-clock time, a log, a learning rate
+that follows it, checkpoints.
 """
 
 from __future__ import annotations
@@ -8,10 +8,24 @@ import json
 import math
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where networks compute, and whether in bfloat16 (weights, losses and optimisers stay float32).
+    Pictures, captions and noise are drawn on the CPU: a seed means the same everywhere."""
+
+    device: torch.device = torch.device("cpu")
+    bf16: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
 class Run:
@@ -19,14 +33,24 @@ class Run:
     budget.
     """
 
-    def __init__(self, folder: Path, stage: str, minutes: float, *, save_every: float = 180.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        minutes: float,
+        *,
+        place: Place | None = None,
+        save_every: float = 180.0,
+        look_every: float = 1200.0,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.stage, self.budget = folder, stage, minutes * 60
-        self.save_every = save_every
+        self.place = place or Place()
+        self.save_every, self.look_every = save_every, look_every
         self.checkpoint = folder / f"{stage}.pt"
         self.log_path = folder / f"{stage}.jsonl"
         self.spent_before, self.started = 0.0, time.monotonic()
-        self.last_save = self.started
+        self.last_save = self.last_look = self.started
         self.step, self.seen = 0, 0
         self.mark = (self.started, 0)  # time and pictures of the last log line
 
@@ -87,19 +111,39 @@ class Run:
         os.replace(temporary, self.checkpoint)
         self.last_save = time.monotonic()
 
+    @staticmethod
+    def begin_from(
+        checkpoint: Path, modules: dict[str, dict[str, Tensor]], elapsed: float, step: int, seen: int
+    ) -> None:
+        """A checkpoint of weights alone (`modules`: their state dicts), from which `resume` goes on."""
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        state = {"modules": modules, "optimizers": [], "elapsed": elapsed, "step": step, "seen": seen}
+        torch.save(state, checkpoint)
+
     def save_due(self) -> bool:
         return time.monotonic() - self.last_save >= self.save_every
+
+    def look_due(self) -> bool:
+        """True once every `look_every` seconds: time for a sheet of samples."""
+        due = time.monotonic() - self.last_look >= self.look_every
+        if due:
+            self.last_look = time.monotonic()
+        return due
 
     def resume(self, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> bool:
         """Load the checkpoint of an earlier run in this folder; False if there is none."""
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        if state["optimizers"]:  # a checkpoint made of an exported file has none; they begin anew
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         self.spent_before, self.step, self.seen = state["elapsed"], state["step"], state["seen"]
         self.started = time.monotonic()
         self.mark = (self.started, self.seen)
+        if self.done:
+            spent, budget = self.elapsed / 60, self.budget / 60
+            print(f"{self.stage}: {spent:.1f} of {budget:g} minutes are spent; a longer budget goes on")
         return True

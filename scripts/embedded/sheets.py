@@ -17,7 +17,7 @@ from minisd.models.clip import TextEncoder
 from minisd.models.unet import UNet
 from minisd.models.vae import AutoencoderKL
 from minisd.samplers.ode import sample_dpmpp_2m
-from minisd.samplers.scaling import c_in, denoised_from
+from minisd.samplers.scaling import Prediction, c_in, denoised_from
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod, karras_sigmas
 
 from .vocabulary import Vocabulary
@@ -60,6 +60,7 @@ class Drawer:
     vocabulary: Vocabulary
     scale_factor: float
     schedule: TrainingSchedule
+    prediction: Prediction = "v"
 
     @torch.no_grad()
     def draw(
@@ -67,20 +68,22 @@ class Drawer:
     ) -> Tensor:
         """Pixels [b, 3, 128, 128] in [-1, 1]; DPM++ 2M on Karras levels, plain classifier-free guidance."""
         table = SigmaTable.from_alphas(alphas_cumprod(**asdict(self.schedule)))
-        context = self.text(self.vocabulary.rows([*prompts, ""])).hidden
+        device = next(self.unet.parameters()).device
+        context = self.text(self.vocabulary.rows([*prompts, ""]).to(device)).hidden
         cond, uncond = context[:-1], context[-1:].expand(len(prompts), -1, -1)
         both = torch.cat([cond, uncond])
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            t = torch.full((2 * len(x),), table.timestep(sigma))
+            t = torch.full((2 * len(x),), table.timestep(sigma), device=device)
             output = self.unet(torch.cat([x, x]) * c_in(sigma), t, both)
-            good, plain = denoised_from(output, torch.cat([x, x]), sigma, "v").chunk(2)
+            good, plain = denoised_from(output, torch.cat([x, x]), sigma, self.prediction).chunk(2)
             return plain + cfg_scale * (good - plain)
 
         sigmas = karras_sigmas(steps, table.sigma_min, table.sigma_max)
         noise = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
-        z = sample_dpmpp_2m(denoise, noise * sigmas[0].float(), sigmas)
-        return self.vae.decode(z / self.scale_factor).clamp(-1, 1)
+        z = sample_dpmpp_2m(denoise, noise.to(device) * sigmas[0].float(), sigmas)
+        on = next(self.vae.parameters()).device
+        return self.vae.decode(z.to(on) / self.scale_factor).clamp(-1, 1).cpu()
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

@@ -83,7 +83,7 @@ def draw_batch(
 
 def loss_of(vae: AutoencoderKL, x: Tensor, recipe: VAERecipe, generator: torch.Generator) -> Tensor:
     posterior = vae.encode(x)
-    noise = torch.randn(posterior.mean.shape, generator=generator)
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
     z = posterior.sample(noise) + recipe.jitter * posterior.mean.std().detach() * noise
     y = vae.decode(z)
     loss = (x - y).abs().mean() + (x - y).square().mean() + recipe.edges * edge_loss(x, y)
@@ -114,17 +114,20 @@ def train_vae(
         vae.load_state_dict(encoder_of.state_dict())
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
+    vae.to(run.place.device)
     opts = optimizers(vae, recipe.lr, 0.0, ADAM_ONLY)
     run.resume({"vae": vae}, opts)
     # a resumed run goes on with fresh draws instead of repeating those it has seen
     rng = random.Random(seed + run.step)
     generator = torch.Generator().manual_seed(seed + run.step)
     watched = painter.paint([source.draw(random.Random(1000 + i)) for i in range(24)])
+    watched = watched.to(run.place.device)
     total = 0.0
     while not run.done:
         run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
         x = draw_batch(painter, source, recipe, run.fraction >= recipe.whole_from, rng)
-        loss = loss_of(vae, x, recipe, generator)
+        with run.place.autocast():
+            loss = loss_of(vae, x.to(run.place.device), recipe, generator)
         for opt in opts:
             opt.zero_grad()
         loss.backward()
@@ -143,5 +146,6 @@ def train_vae(
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, x: Tensor, batch: int = 16) -> Tensor:
-    """The posterior mean: b 3 H W -> b 4 H/8 W/8, not scaled."""
-    return torch.cat([vae.encode(part).mean for part in x.split(batch)])
+    """The posterior mean: b 3 H W -> b 4 H/8 W/8, not scaled; on the CPU, wherever the network is."""
+    device = next(vae.parameters()).device
+    return torch.cat([vae.encode(part.to(device)).mean.cpu() for part in x.split(batch)])

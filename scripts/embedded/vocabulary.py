@@ -41,3 +41,9 @@ class Vocabulary:
         table[BOS], table[EOS] = small[0], small[1]
         table[self.ids] = small[3:]
         return table
+
+    def small_table(self, full: Tensor) -> Tensor:
+        """The way back: [49408, width] -> [len(self), width]. Words that are new since the export begin as
+        UNKNOWN."""
+        unused = next(i for i in range(VOCABULARY_SIZE) if i not in self.row)
+        return full[[BOS, EOS, unused, *self.ids]]

@@ -95,7 +95,8 @@ def descent(
     while (spent := (time.monotonic() - begun) / 60) < minutes:
         warm = min(1.0, (steps + 1) / 30)
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-            group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * spent / minutes))
+            here = lr * group.get("lr_scale", 1.0)
+            group["lr"] = here * warm * 0.5 * (1 + math.cos(math.pi * spent / minutes))
         yield step
         if time.monotonic() - logged > 20:
             say(f"{spent:.1f} of {minutes:g} minutes, step {steps}, loss {total / max(1, steps - seen):.4f}")
