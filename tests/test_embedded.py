@@ -13,13 +13,17 @@ from minisd import Engine, Preview, Request, load
 from minisd.engine import embedded_model
 
 ASSETS = Path(__file__).parent / "assets"
-MUG, EDGES = ASSETS / "striped-mug.safetensors", ASSETS / "edge_controlnet.safetensors"
+LORA, MUG, EDGES = (
+    "blueprint_lora",
+    ASSETS / "striped-mug.safetensors",
+    ASSETS / "edge_controlnet.safetensors",
+)
 COMMON = {"steps": 12, "seed": 3}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return load(embeddings={"striped-mug": MUG}, controls={"edge": EDGES})
+    return load(loras=ASSETS, embeddings={"striped-mug": MUG}, controls={"edge": EDGES})
 
 
 def drawn(engine: Engine, prompt: str, **fields: object) -> np.ndarray:
@@ -33,6 +37,11 @@ def ground(pixels: np.ndarray) -> np.ndarray:
     inner = np.zeros(pixels.shape[:2], bool)
     inner[4:-4, 4:-4] = True
     return np.median(pixels[~inner], axis=0)
+
+
+def blue(pixels: np.ndarray) -> float:
+    """How much more blue than red there is, in levels of 255."""
+    return float((pixels[..., 2] - pixels[..., 0]).mean())
 
 
 def test_size_of_what_ships() -> None:
@@ -49,14 +58,16 @@ def test_the_background_has_the_colour_that_is_named(
     assert np.abs(seen - rgb).max() < 40
 
 
-def test_a_heart_is_red_and_a_negative_prompt_takes_what_it_names_away(engine: Engine) -> None:
+def test_hearts_are_red_and_a_negative_prompt_takes_red_away(engine: Engine) -> None:
+    """The control: another colour taken away leaves it."""
+
     def red(**fields: object) -> float:
         pixels = drawn(engine, "a heart", **fields)
         return float(((pixels[..., 0] - pixels[..., 1:].max(-1)) > 100).mean())
 
     assert red() > 0.2
-    assert red(negative_prompt="red") < 0.5 * red()
-    assert red(negative_prompt="purple") > 0.6 * red()
+    assert red(negative_prompt="red") < 0.2 * red()
+    assert red(negative_prompt="green") > 0.5 * red()
 
 
 def test_guidance_sharpens(engine: Engine) -> None:
@@ -64,6 +75,16 @@ def test_guidance_sharpens(engine: Engine) -> None:
         return float(drawn(engine, "a rocket on a black background", cfg_scale=scale).std())
 
     assert contrast(5.0) > contrast(1.0)
+
+
+def test_the_style_lora_draws_blueprints_at_its_word_and_its_text_weights_matter(engine: Engine) -> None:
+    def blueness(word: str, **use: object) -> float:
+        loras = [{"name": LORA, **use}] if use else []
+        return blue(drawn(engine, f"a red apple{word}", loras=loras))
+
+    styled = blueness(", blueprint", weight=1.0)
+    assert styled > blueness(", blueprint") + 40
+    assert styled > blueness(", blueprint", weight=1.0, te=0.0) + 10
 
 
 def test_the_taught_word_draws_red_stripes_on_a_mug(engine: Engine) -> None:
