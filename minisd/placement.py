@@ -178,12 +178,19 @@ def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Un
         batching = Choice(
             replace(batching.value, prompts=prompts), f"prompts {wishes.cfg}: asked for by name"
         )
-    last = tuple(p.part for p in parts if torch.device(p.device).type != "cpu" and group_of(p.part) != "text")
+    chosen = choose_kernels(kernels, wishes.attention, unet)
+    # on a CPU torch's own GroupNorm over channels last sums in an order that depends on the number of threads
+    any_order = chosen.value.group_norm_silu == "avx512"
+    last = tuple(
+        p.part
+        for p in parts
+        if group_of(p.part) != "text" and (any_order or torch.device(p.device).type != "cpu")
+    )
     return Plan(
         device=place,
         parts=tuple(parts),
         attention=kernel,
-        kernels=choose_kernels(kernels, wishes.attention, unet),
+        kernels=chosen,
         batching=batching,
         channels_last=Choice(last, "convolutions read the channels of a pixel together")
         if last

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from minisd.kernels.attention import ATTENTIONS
-from minisd.kernels.conditions import triton_missing
+from minisd.kernels.conditions import avx512_missing, triton_missing
 from minisd.kernels.registry import OPERATIONS
 from minisd.kernels.table import REGISTRY
 
+MISSING = {"triton": triton_missing, "avx512": avx512_missing}  # why a kind of kernel runs nowhere here
 SWITCHES = ("fused_qkv", "text_once", "times_once", "graph", "compiled")
 
 
@@ -54,7 +55,8 @@ class Kernels:
             return f"compiled costs minutes and gains 5 % on {device}; it is for CUDA"
         for op in OPERATIONS:
             one = REGISTRY.find(op, getattr(self, op))
-            reason = None if not one.name.startswith("triton") else triton_missing(device)
+            missing = MISSING.get(one.name)
+            reason = None if missing is None else missing(device)
             if reason is not None:
                 return f"{op}={one.name}: {reason}"
         return None

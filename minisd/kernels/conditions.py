@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from minisd.kernels.avx512.build import bfloat16_products, missing
 from minisd.kernels.configs import ARCHITECTURES, row_of
 from minisd.kernels.registry import Condition, Site
 
@@ -50,6 +51,18 @@ def widens() -> bool:
     from minisd.kernels.interpreter import is_widened
 
     return is_widened()
+
+
+def avx512_missing(device: str) -> str | None:
+    """Why the AVX-512 kernels run nowhere on this kind of device, or None."""
+    return f"it is for CPUs, not for {device}" if device != "cpu" else missing()
+
+
+def avx512_runs(site: Site) -> str | None:
+    reason = avx512_missing(site.device)
+    if reason is None and site.dtype == torch.bfloat16 and not bfloat16_products():
+        return "this CPU does not multiply bfloat16 (AVX512_BF16)"
+    return reason
 
 
 def on(*devices: str) -> Condition:

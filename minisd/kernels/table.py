@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minisd.kernels import attention_torch, fused_torch, reference
-from minisd.kernels.conditions import FLOATS, head_dim, of, on, triton_runs, width
+from minisd.kernels.conditions import FLOATS, avx512_runs, head_dim, of, on, triton_runs, width
 from minisd.kernels.registry import Implementation, Registry, Site
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -67,6 +67,34 @@ def triton_guidance(
     return guidance(cond, uncond, x, scale, keep, add, ratio)
 
 
+def avx512_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
+    from minisd.kernels.avx512.calls import attention
+
+    return attention(q, k, v, num_heads, causal=causal)
+
+
+def avx512_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+) -> Tensor:
+    from minisd.kernels.avx512.calls import group_norm_silu
+
+    return group_norm_silu(x, weight, bias, groups, eps, silu=silu)
+
+
+def avx512_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    from minisd.kernels.avx512.calls import layer_norm
+
+    return layer_norm(x, weight, bias, eps, residual=residual)
+
+
+def avx512_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from minisd.kernels.avx512.calls import geglu
+
+    return geglu(x, weight, bias)
+
+
 def attentions(op: str, triton: Implementation) -> list[Implementation]:
     """What torch has for an attention, and one of ours."""
     t = attention_torch
@@ -74,6 +102,9 @@ def attentions(op: str, triton: Implementation) -> list[Implementation]:
     return [
         Implementation(op, "sdpa", t.sdpa, "torch's fused kernel for this device"),
         triton,
+        Implementation(
+            op, "avx512", avx512_attention, "flash attention in vector registers", (*native, head_dim(1024))
+        ),
         Implementation(op, "sliced", t.sliced, "plain softmax over slices of queries"),
         Implementation(op, "sdpa_math", t.math, "torch's two products, all scores in memory"),
         Implementation(op, "sdpa_flash", t.flash, "FlashAttention as torch carries it", (flash_takes,)),
@@ -91,6 +122,7 @@ def flash_takes(site: Site) -> str | None:
 
 
 ours = (triton_runs, of(*FLOATS))
+native = (avx512_runs, of(torch.float32, torch.bfloat16))
 REGISTRY = Registry.of(
     [
         *attentions(
@@ -137,14 +169,19 @@ REGISTRY = Registry.of(
         Implementation(
             "group_norm_silu", "triton", triton_group_norm, "channels last, parts of fixed size", ours
         ),
+        Implementation(
+            "group_norm_silu", "avx512", avx512_group_norm, "channels last, parts of fixed size", native
+        ),
         Implementation("group_norm_silu", "reference", reference.group_norm_silu, "float64"),
         Implementation("layer_norm", "torch", fused_torch.layer_norm, "a sum and a call of torch"),
         Implementation(
             "layer_norm", "triton", triton_layer_norm, "sum and norm in one pass", (*ours, width(16384))
         ),
+        Implementation("layer_norm", "avx512", avx512_layer_norm, "sum and norm in one pass", native),
         Implementation("layer_norm", "reference", reference.layer_norm, "float64"),
         Implementation("geglu", "torch", fused_torch.geglu, "one product, then two passes"),
         Implementation("geglu", "triton", triton_geglu, "the wide row never reaches memory", ours),
+        Implementation("geglu", "avx512", avx512_geglu, "torch's product, then one pass", native),
         Implementation("geglu", "reference", reference.geglu, "float64"),
         Implementation("guidance", "torch", fused_torch.guidance, "one call for each sum"),
         Implementation("guidance", "triton", triton_guidance, "everything in one pass", ours),

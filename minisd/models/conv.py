@@ -87,6 +87,11 @@ class Conv2d(nn.Conv2d):
         return super().forward(input)
 
 
+def parts_of(channels: int) -> list[slice]:
+    """Sums over more than `LONG` channels, which would be split between threads, in parts."""
+    return [slice(start, start + LONG) for start in range(0, channels, LONG)]
+
+
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution [out, in, 1, 1], on a CPU computed as a matrix product over pixels."""
 
@@ -102,9 +107,15 @@ class PointwiseConv(nn.Conv2d):
 
     def _one(self, image: Tensor) -> Tensor:
         assert self.bias is not None
-        pixels, weight = image[0].flatten(1), self.weight.flatten(1)
+        weight = self.weight.flatten(1)
+        if image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous():
+            out = self.bias
+            pixels = image[0].permute(1, 2, 0).flatten(0, 1)  # h w c -> (h w) c, a view
+            for part in parts_of(self.in_channels):
+                out = torch.addmm(out, pixels[:, part], weight[:, part].T)
+            return out.unflatten(0, image.shape[2:]).permute(2, 0, 1)[None]
+        pixels = image[0].flatten(1)
         out = self.bias[:, None]
-        for start in range(0, self.in_channels, LONG):  # sums longer than this are split between threads
-            part = slice(start, start + LONG)
+        for part in parts_of(self.in_channels):
             out = torch.addmm(out, weight[:, part], pixels[part])
         return out.unflatten(-1, image.shape[2:])[None]
