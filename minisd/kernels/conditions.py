@@ -87,7 +87,8 @@ def head_dim(most: int, multiple: int = 8) -> Condition:
     def condition(site: Site) -> str | None:
         if site.d % multiple == 0 and site.d <= most:
             return None
-        return f"takes head dims up to {most} that are multiples of {multiple}, not {site.d}"
+        which = f" that are multiples of {multiple}" if multiple > 1 else ""
+        return f"takes head dims up to {most}{which}, not {site.d}"
 
     return condition
 

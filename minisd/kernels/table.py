@@ -103,7 +103,11 @@ def attentions(op: str, triton: Implementation) -> list[Implementation]:
         Implementation(op, "sdpa", t.sdpa, "torch's fused kernel for this device"),
         triton,
         Implementation(
-            op, "avx512", avx512_attention, "flash attention in vector registers", (*native, head_dim(1024))
+            op,
+            "avx512",
+            avx512_attention,
+            "flash attention in vector registers",
+            (*native, head_dim(1024, multiple=1)),
         ),
         Implementation(op, "sliced", t.sliced, "plain softmax over slices of queries"),
         Implementation(op, "sdpa_math", t.math, "torch's two products, all scores in memory"),

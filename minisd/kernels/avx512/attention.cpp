@@ -15,19 +15,21 @@ namespace {
 constexpr int64_t PANEL = 64;       // keys in a panel: four vectors
 constexpr int64_t KEYS = 256;       // in a block: 48 x 256 scores and weights stay in the second-level cache
 constexpr int64_t QUERIES = 48;     // in a block: a multiple of 4, 6 and 8, the rows of a tile
+constexpr int64_t CHUNK = 64;       // words that are summed on their own: errors grow with the length of a sum
 constexpr int64_t SERIAL = 1 << 20;  // products: fewer are not worth another thread
+
+const std::vector<float> all_ones(QUERIES, 1.0f);
+const float* const ones = all_ones.data();
 
 int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// c [R, 16 C] = (c * the row's factor, or 0) + sum over i < length of a[row][i] b[i][.]
+// c [R, 16 C] = sum over i < length of a[row][i] b[i][.], and with factors c * the row's factor added at the end
 template <class T, int R, int C>
 void tile(const Word* a, int64_t a_row, const Word* b, int64_t b_row, int64_t length, float* c, int64_t c_row,
           const float* factor) {
     __m512 sum[R][C];
     for (int r = 0; r < R; r++)
-        for (int j = 0; j < C; j++)
-            sum[r][j] = factor ? _mm512_mul_ps(_mm512_loadu_ps(c + r * c_row + 16 * j), _mm512_set1_ps(factor[r]))
-                               : _mm512_setzero_ps();
+        for (int j = 0; j < C; j++) sum[r][j] = _mm512_setzero_ps();
     for (int64_t i = 0; i < length; i++) {
         __m512i columns[C];
         for (int j = 0; j < C; j++) columns[j] = _mm512_loadu_si512(b + i * b_row + 16 * j);
@@ -39,7 +41,11 @@ void tile(const Word* a, int64_t a_row, const Word* b, int64_t b_row, int64_t le
         }
     }
     for (int r = 0; r < R; r++)
-        for (int j = 0; j < C; j++) _mm512_storeu_ps(c + r * c_row + 16 * j, sum[r][j]);
+        for (int j = 0; j < C; j++) {
+            float* to = c + r * c_row + 16 * j;
+            if (factor) sum[r][j] = _mm512_fmadd_ps(_mm512_loadu_ps(to), _mm512_set1_ps(factor[r]), sum[r][j]);
+            _mm512_storeu_ps(to, sum[r][j]);
+        }
 }
 
 // the same for all rows, a multiple of R
@@ -111,17 +117,19 @@ struct Attention {
     // out [rows, width] = factor * out + weights of the block's keys times their values
     void add_values(int64_t rows, const Word* value, int64_t columns, Scratch& s, const float* factor) const {
         for (int64_t e = 0; e < width;) {
-            auto run = [&](auto function, int64_t vectors) {
-                function(rows, s.weights.data(), KEYS, value + e, width, columns / T::step, s.out.data() + e, width,
-                         factor);
-                e += 16 * vectors;
-            };
-            int64_t left = (width - e) / 16;
-            if (left == 5 || left == 10) run(strip<T, 4, 5>, 5);
-            else if (left >= 4) run(strip<T, 6, 4>, 4);
-            else if (left == 3) run(strip<T, 8, 3>, 3);
-            else if (left == 2) run(strip<T, 8, 2>, 2);
-            else run(strip<T, 8, 1>, 1);
+            int64_t left = (width - e) / 16, vectors = left == 5 || left == 10 ? 5 : std::min<int64_t>(left, 4);
+            for (int64_t w = 0; w < columns / T::step; w += CHUNK) {
+                auto run = [&](auto function) {
+                    function(rows, s.weights.data() + w, KEYS, value + w * width + e, width,
+                             std::min(CHUNK, columns / T::step - w), s.out.data() + e, width, w ? ones : factor);
+                };
+                if (vectors == 5) run(strip<T, 4, 5>);
+                else if (vectors == 4) run(strip<T, 6, 4>);
+                else if (vectors == 3) run(strip<T, 8, 3>);
+                else if (vectors == 2) run(strip<T, 8, 2>);
+                else run(strip<T, 8, 1>);
+            }
+            e += 16 * vectors;
         }
     }
 
@@ -140,8 +148,9 @@ struct Attention {
         for (int64_t start = 0; start < end; start += KEYS) {
             int64_t valid = std::min(KEYS, end - start), columns = up(valid, PANEL);
             for (int64_t p = 0; p < columns; p += PANEL)
-                strip<T, 6, 4>(rows, s.query.data(), words, key + (start + p) * words, PANEL, words,
-                               s.scores.data() + p, KEYS, nullptr);
+                for (int64_t w = 0; w < words; w += CHUNK)
+                    strip<T, 6, 4>(rows, s.query.data() + w, words, key + (start + p) * words + w * PANEL, PANEL,
+                                   std::min(CHUNK, words - w), s.scores.data() + p, KEYS, w ? ones : nullptr);
             for (int64_t r = 0; r < rows; r++) {
                 int64_t seen = c.causal ? std::clamp<int64_t>(begin + r + 1 - start, 0, valid) : valid;
                 soften(&s.scores[r * KEYS], reinterpret_cast<E*>(&s.weights[r * KEYS]), columns, seen, scale, most[r],

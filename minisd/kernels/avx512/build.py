@@ -1,7 +1,7 @@
 """Compile the sources beside this file and load them: once for each content, kept in the user's cache folder.
 
-A shared library is code, so the folder must belong to the user and be writable by nobody else; where none can be
-had, the library lives in a private temporary folder for as long as the process.
+A shared library is code, so the folder must belong to the user and be writable by nobody else; where none
+can be had, the library lives in a private temporary folder for as long as it takes to load it.
 """
 
 from __future__ import annotations

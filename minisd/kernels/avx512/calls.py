@@ -1,7 +1,7 @@
 """The operations of `minisd.kernels` by the AVX-512 kernels: tensors in, pointers and strides out.
 
-Structures mirror those of the sources field by field. Arguments are float32 or bfloat16 on a CPU; what lies in
-memory otherwise than a kernel reads it is copied first.
+Structures mirror those of the sources field by field. Arguments are float32 or bfloat16 on a CPU; what lies
+in memory otherwise than a kernel reads it is copied first.
 """
 
 from __future__ import annotations
