@@ -114,7 +114,8 @@ def two_step(
     heun: bool,
 ) -> Tensor:
     """D changes linearly over the step, at the rate seen over the last one. The forms differ in its weight:
-    (1 - exp(-k)) / 2 (midpoint) or phi_2(k) (Heun); both are k / 2 to first order."""
+    (1 - exp(-k)) / 2 (midpoint) or phi_2(k) (Heun); both are k / 2 to first order. Written in the order of
+    operations of dpmpp_2m and res_multistep, whose bits they are at eta 0."""
     previous: Tensor | None = None
     h_last = 0.0
     for i, sigma, sigma_next in steps_of(sigmas):
@@ -123,11 +124,14 @@ def two_step(
             x = denoised
         else:
             h = math.log(sigma / sigma_next)
-            k = h * (1 + eta)
-            x = math.exp(-k) * x - math.expm1(-k) * denoised
-            if previous is not None:
-                weight = phi_2(k) if heun else -math.expm1(-k) / 2
-                x = x + weight * (h / h_last) * (denoised - previous)
+            keep = (sigma_next / sigma) ** (1 + eta)  # exp(-k)
+            target = denoised
+            if previous is not None and not heun:
+                r = h_last / h
+                target = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
+            x = keep * x + (1 - keep) * target
+            if previous is not None and heun:
+                x = x + phi_2(h * (1 + eta)) * (h / h_last) * (denoised - previous)
             x = add_noise(x, noise, sigma, sigma_next, s_noise * sde_std(sigma_next, h, eta))
             h_last = h
         previous = denoised
