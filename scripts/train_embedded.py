@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +41,7 @@ from scripts.embedded import export as export_stage
 from scripts.embedded.captions import every_caption
 from scripts.embedded.data import Emoji, Sprites, find_font, find_unicode, load_sprites
 from scripts.embedded.latents import LatentPool, encode_pool, plan_pictures, proportions
-from scripts.embedded.pictures import COLOURS, Painter, PictureSource, Shares, held_out
+from scripts.embedded.pictures import COLOURS, GROUP_WEIGHT, Painter, PictureSource, Shares, held_out
 from scripts.embedded.run import Place, Run
 from scripts.embedded.sheets import PROMPTS, Drawer, sheet
 from scripts.embedded.vae import CONFIG, VAERecipe, train_vae
@@ -64,11 +66,16 @@ def sprites_of(args: argparse.Namespace) -> Sprites:
 
 
 def source_of(
-    emoji: tuple[Emoji, ...], shares: Shares, *, mirror: float, favour: float = 1.0
+    emoji: tuple[Emoji, ...],
+    shares: Shares,
+    *,
+    mirror: float,
+    favour: float = 1.0,
+    groups: Mapping[str, float] = GROUP_WEIGHT,
 ) -> PictureSource:
     held = held_out(emoji, HELD_OUT_COUNT, HELD_OUT_STACKED)
     HELD_OUT.write_text("".join("\t".join(row) + "\n" for row in held), encoding="utf-8")
-    return PictureSource(emoji, frozenset(held), shares, mirror=mirror, favour=favour)
+    return PictureSource(emoji, frozenset(held), shares, mirror=mirror, favour=favour, groups=groups)
 
 
 def vocabulary_of(emoji: tuple[Emoji, ...]) -> Vocabulary:
@@ -154,7 +161,8 @@ def diffusion(args: argparse.Namespace) -> None:
     emoji = sprites_of(args).emoji
     pool = LatentPool.load(args.work / "latents.pt")
     shares = Shares(white=args.white, pairs=args.pair_share)
-    source = source_of(emoji, shares, mirror=0.1, favour=args.favour)
+    groups = GROUP_WEIGHT | dict(args.weigh)
+    source = source_of(emoji, shares, mirror=0.1, favour=args.favour, groups=groups)
     run, vocabulary, schedule = run_of(args, "diffusion"), vocabulary_of(emoji), TrainingSchedule()
     autoencoder = trained_vae(args.work, "decoder", "vae")
 
@@ -218,6 +226,15 @@ STAGES = {
 }
 
 
+def group_weight(text: str) -> tuple[str, float]:
+    """ "Flags=0.5" -> ("Flags", 0.5)."""
+    name, _, number = text.partition("=")
+    if name not in GROUP_WEIGHT or not re.fullmatch(r"\d+(\.\d*)?", number):
+        known = ", ".join(GROUP_WEIGHT)
+        raise argparse.ArgumentTypeError(f"{text!r}: expected GROUP=WEIGHT, GROUP one of {known}")
+    return name, float(number)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -239,6 +256,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--pair-share", type=float, default=0.2, help="diffusion: share of two objects")
     parser.add_argument(
         "--favour", type=float, default=1.0, help="latents, diffusion: weight of favourite objects"
+    )
+    parser.add_argument(
+        "--weigh",
+        type=group_weight,
+        nargs="+",
+        default=[],
+        metavar="GROUP=WEIGHT",
+        help="diffusion: how often objects of a Unicode group are drawn, in place of the usual weight",
     )
     parser.add_argument("--lr", type=float, default=4e-3, help="diffusion: highest learning rate")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,9 @@ GROUP_WEIGHT = {
     "Smileys & Emotion": 0.8,
     "Animals & Nature": 1.4,
     "Food & Drink": 1.4,
+    "Travel & Places": 1.0,
+    "Activities": 1.0,
+    "Objects": 1.0,
 }
 
 
@@ -118,9 +122,9 @@ class Shares:
         return {**named, "white": single * self.white, "colour": single * (1 - self.white)}
 
 
-def weight(emoji: Emoji, favour: float) -> float:
-    """How often this object is drawn; favourites `favour` times as often."""
-    return GROUP_WEIGHT.get(emoji.group, 1.0) * (favour if emoji.name in FAVOURITES else 1.0)
+def weight(emoji: Emoji, favour: float, groups: Mapping[str, float]) -> float:
+    """How often this object is drawn; favourites `favour` times as often as others of their group."""
+    return groups.get(emoji.group, 1.0) * (favour if emoji.name in FAVOURITES else 1.0)
 
 
 def mirrors(emoji: Emoji) -> bool:
@@ -165,9 +169,10 @@ class PictureSource:
         *,
         mirror: float,
         favour: float = 1.0,
+        groups: Mapping[str, float] = GROUP_WEIGHT,
     ) -> None:
         self.emoji, self.held, self.shares, self.mirror = emoji, held, shares, mirror
-        self.weights = [weight(e, favour) for e in emoji]
+        self.weights = [weight(e, favour, groups) for e in emoji]
         self.pairable = [i for i, e in enumerate(emoji) if pairs_well(e)]
         self.pair_weights = [self.weights[i] for i in self.pairable]
 

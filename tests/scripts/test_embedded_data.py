@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from scripts.embedded.data import (
 from scripts.embedded.latents import plan_pictures, proportions
 from scripts.embedded.pictures import (
     COLOURS,
+    GROUP_WEIGHT,
     Object,
     Painter,
     Picture,
@@ -40,7 +42,7 @@ from scripts.embedded.pictures import (
     outline,
 )
 from scripts.embedded.vocabulary import UNKNOWN, VOCABULARY_SIZE, Vocabulary
-from scripts.train_embedded import HELD_OUT_COUNT, HELD_OUT_STACKED
+from scripts.train_embedded import HELD_OUT_COUNT, HELD_OUT_STACKED, group_weight
 
 TEST_FILE = """\
 # group: Food & Drink
@@ -218,6 +220,16 @@ def test_proportions_are_those_of_the_recipe() -> None:
     assert clocks == pytest.approx(plain * own[2])
     turned = share(lambda p: p.kind == "white" and p.objects[0].mirrored)
     assert turned == pytest.approx(plain * 0.7 * 0.1 * (own[0] + own[1]))
+
+
+def test_groups_are_weighed_as_asked_and_favourites_within_them() -> None:
+    """Oracle: arithmetic; a group that is not named keeps its weight, one that does not exist is refused."""
+    groups = GROUP_WEIGHT | dict([group_weight("Food & Drink=0.5")])
+    source = PictureSource(EMOJI, frozenset(), Shares(), mirror=0.1, favour=3.0, groups=groups)
+    assert source.weights[:3] == [1.5, 3.0, 1.0]  # apple, car, clock
+    for text in ("Fruit=1", "Flags", "Flags=often", "Flags=-1", "Flags=nan"):
+        with pytest.raises(ArgumentTypeError, match="expected GROUP=WEIGHT"):
+            group_weight(text)
 
 
 def test_committed_held_out_list_has_the_form_of_the_code() -> None:
