@@ -168,7 +168,8 @@ def train_diffusion(
     opts = optimizers(unet, recipe.lr, recipe.weight_decay, ("input_blocks.0.", "out.", "time_embed."))
     opts += optimizers(text, recipe.lr, recipe.weight_decay, ("text_model.embeddings.",))
     run.resume(modules, opts)
-    average.updates = run.step
+    # steps before an export do not count: an average that is slow from the start would stay where it was
+    average.updates = run.step - run.begun
     generator = torch.Generator().manual_seed(seed + run.step)
     captioner = Captioner(emoji, vocabulary, recipe, random.Random(seed + run.step))
     table = alphas_cumprod(**asdict(schedule)).float()

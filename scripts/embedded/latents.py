@@ -56,7 +56,7 @@ def plan_pictures(
         pictures.append(Picture((Object(index),)))
         if mirrors(source.emoji[index]):
             pictures.append(Picture((Object(index, mirrored=True),)))
-        for _ in range(max(1, round(colours_each * own))):
+        for _ in range(max(1, round(colours_each * own)) if colours_each else 0):
             turned = mirrors(source.emoji[index]) and rng.random() < source.mirror
             pictures.append(Picture((Object(index, mirrored=turned),), source.colour(rng)))
     pictures += [source.draw(rng, "pair") for _ in range(pairs)]

@@ -52,6 +52,7 @@ class Run:
         self.spent_before, self.started = 0.0, time.monotonic()
         self.last_save = self.last_look = self.started
         self.step, self.seen = 0, 0
+        self.begun = 0  # the step at which these optimisers and averages began
         self.mark = (self.started, 0)  # time and pictures of the last log line
 
     @property
@@ -105,6 +106,7 @@ class Run:
             "elapsed": self.elapsed,
             "step": self.step,
             "seen": self.seen,
+            "begun": self.begun,
         }
         temporary = self.checkpoint.with_suffix(".new")
         torch.save(state, temporary)
@@ -117,7 +119,8 @@ class Run:
     ) -> None:
         """A checkpoint of weights alone (`modules`: their state dicts), from which `resume` goes on."""
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        state = {"modules": modules, "optimizers": [], "elapsed": elapsed, "step": step, "seen": seen}
+        state = {"modules": modules, "optimizers": [], "elapsed": elapsed}
+        state |= {"step": step, "seen": seen, "begun": step}
         torch.save(state, checkpoint)
 
     def save_due(self) -> bool:
@@ -141,6 +144,7 @@ class Run:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         self.spent_before, self.step, self.seen = state["elapsed"], state["step"], state["seen"]
+        self.begun = state.get("begun", 0)
         self.started = time.monotonic()
         self.mark = (self.started, self.seen)
         if self.done:
