@@ -60,7 +60,7 @@ class Credentials:
             ) from error
         out = io.BytesIO()
         try:
-            info = c2pa.C2paSignerInfo(self.algorithm, self.chain, self.key, None)
+            info = c2pa.C2paSignerInfo(self.algorithm, self.chain.encode(), self.key.encode(), None)
             with c2pa.Signer.from_info(info) as signer, c2pa.Builder(manifest(record)) as builder:
                 builder.sign(signer, TYPES[format], io.BytesIO(data), out)
         except c2pa.C2paError as error:

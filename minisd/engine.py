@@ -142,7 +142,7 @@ class Engine:
         asked = [p for p in request.picture_prompts if p.weight != 0.0]
         prompts = [("picture_prompt", name) for p in asked for name in (p.model, p.encoder)]
         found = [(kind, name, self.controls.path(name)) for kind, name in [*controls, *prompts]]
-        if (upscaler := self.upscalers.path(request)) is not None:
+        if (upscaler := self.upscalers.path(request.hires_upscaler)) is not None:
             found.append(("upscaler", request.hires_upscaler, Path(upscaler)))
         return tuple(Beside(kind, name, Stamp.of(path)) for kind, name, path in found)
 

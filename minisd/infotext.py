@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from minisd.errors import RequestError, quoted
 from minisd.request import Request
@@ -159,7 +160,7 @@ def settings_of(request: Request, schedule: str, seed: int) -> dict[str, str]:
             "Denoising strength": f"{request.hires_strength:g}",
             "Hires upscale": f"{request.hires_scale:g}",
             "Hires steps": str(request.hires_steps) if request.hires_steps is not None else None,
-            "Hires upscaler": UPSCALERS[request.hires_upscaler],
+            "Hires upscaler": UPSCALERS.get(request.hires_upscaler, Path(request.hires_upscaler).stem),
         }
     return {key: value for key, value in out.items() if value is not None}
 

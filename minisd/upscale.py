@@ -134,18 +134,22 @@ class Upscalers:
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
-    def path(self, request: Request) -> str | None:
-        """The file that a request names, if it names one."""
-        name = request.hires_upscaler
+    def add(self, name: str, path: str | os.PathLike[str]) -> None:
+        """From now on `name` means this file."""
+        with self._lock:
+            self._names[name] = os.fspath(path)
+
+    def path(self, name: str) -> str | None:
+        """The file that a request's `hires_upscaler` means; None for a filter."""
         return None if name in LATENT or name in FILTERS else self._names.get(name, name)
 
     def of(self, request: Request, device: str) -> Upscaler | None:
         """What a request names beside the filters there always are; None where it names none. Raises
         RequestError for a name that is not known, CheckpointError for a file that is no upscaler."""
-        path = self.path(request)
+        name = request.hires_upscaler
+        path = self.path(name)
         if path is None:
             return None
-        name = request.hires_upscaler
         if name not in self._names and not is_path(name):
             known = listed([*FILTERS, *LATENT, *self.names])
             raise RequestError(

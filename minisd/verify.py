@@ -190,19 +190,24 @@ def request_of(record: Mapping[str, object], engine: Engine, given: Given) -> Re
 
     def alias(kind: str, name: str) -> str:
         sha = wanted.get((kind, name), "")
-        if sha not in weights and name in engine.controls.names:
-            if file_sha256(engine.controls.path(name)) == sha:
-                return name
+        known = engine.upscalers if kind == "upscaler" else engine.controls
+        held = known.path(name) if name in known.names else None
+        if sha not in weights and held is not None and file_sha256(held) == sha:
+            return name
         if sha not in weights:
             raise ImageError(f"{quoted(Path(name).name)} (sha256 {sha[:12]}) is needed; give its file")
-        engine.controls.add(sha[:16], weights[sha])
+        known.add(sha[:16], weights[sha])
         return sha[:16]
 
-    for unit in data.get("controls") or ():
+    for units in ("controls", "picture_prompts"):  # those at weight 0 drew nothing
+        data[units] = [unit for unit in data.get(units) or () if unit["weight"] != 0]
+    for unit in data["controls"]:
         unit["model"] = alias("control", unit["model"])
-    for unit in data.get("picture_prompts") or ():
+    for unit in data["picture_prompts"]:
         for name in ("model", "encoder"):
             unit[name] = alias("picture_prompt", unit[name])
+    if ("upscaler", data.get("hires_upscaler")) in wanted:
+        data["hires_upscaler"] = alias("upscaler", data["hires_upscaler"])
     for use in data.get("loras") or ():
         name = str(use["name"])
         if name not in engine.loras.names:

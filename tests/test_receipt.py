@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minisd.cli import main
+from minisd.config import CompactConfig
 from minisd.engine import Engine, load
 from minisd.errors import ImageError
 from minisd.hashes import file_sha256
@@ -31,6 +33,7 @@ from minisd.spot import steps_path
 from minisd.trail import Trail
 from minisd.verify import integrity, record_of, verify
 from tests import control_files, lora_files
+from tests.test_upscale import their_weights
 from tests.tiny import TINY, tiny_model, write_checkpoint
 
 REQUESTS: list[dict[str, object]] = [
@@ -54,6 +57,12 @@ REQUESTS: list[dict[str, object]] = [
     {"sampler": "euler_cfgpp", "cfg_scale": 1.5},
     {"sigmas": (10.0, 4.0, 1.0, 0.0)},
     {"guidance_start": 0.3, "guidance_end": 0.8, "apg_norm": 5.0},
+    {"seamless": "xy", "sampler": "dpmpp_2m_sde"},
+    {"regions": ("0,0,0.5,1: a red apple", "0.5,0,1,1@0.7: a [leaf:stone:0.5]")},
+    {"width": 96, "diffusion_tile": 64, "sampler": "euler"},
+    {"hires_scale": 1.5, "hires_upscaler": "bicubic", "conventions": "a1111", "hires_strength": 0.7},
+    {"prompt_to": "a dog", "prompt_blend": 0.3, "sag_scale": 0.5},
+    {"conventions": "sgm", "sampler": "euler", "seed_size": (32, 32)},
 ]
 
 
@@ -107,6 +116,14 @@ FROM_PICTURES: list[dict[str, object]] = [
     {"mask": half_mask(), "mask_area": "masked", "mask_padding": 8, "mask_soft": True},
     {"outpaint": (8, 0, 16, 0), "mask_fill": "fill"},
     {"hires_scale": 1.5, "hires_upscaler": "latent", "hires_steps": 2, "strength": 0.5},
+    {
+        "inversion": "ddim",
+        "sampler": "ddim",
+        "strength": 1.0,
+        "inversion_prompt": "a photo",
+        "cfg_scale": 1.0,
+    },
+    {"mask": half_mask(), "conventions": "a1111", "strength": 0.7},
 ]
 
 
@@ -158,6 +175,36 @@ def test_what_draws_beside_the_model(tmp_path: Path) -> None:
         lora_files.write(folder / "film.safetensors", lora_files.kohya(TINY["sd1"], 8))
         finding = verify(made, engine, files, refiner=refiner)
         assert finding.code == 2 and "film" in finding.what and finding.first == "adapters"
+
+
+def test_an_upscaler_between_two_passes(tmp_path: Path) -> None:
+    """Oracle: the replay with its file, found by content or by its name in the engine; without: cannot."""
+    base = write_checkpoint(tmp_path / "base.safetensors", TINY["sd1"])
+    files = [tmp_path / f"Compact_x{seed}.safetensors" for seed in (2, 4)]
+    for scale, file in zip((2, 4), files, strict=True):
+        weights = their_weights(CompactConfig(width=8, convs=5, scale=scale), "compact")
+        save_file({name: w.float() for name, w in weights.items()}, file)
+    fields: dict[str, object] = {"hires_scale": 2.0, "hires_strength": 0.5, "steps": 2}
+    with load(base, upscalers={"sharp": files[0]}) as engine, load(base) as plain:
+        for name in ("sharp", str(files[0])):
+            made = engine.run(request(hires_upscaler=name, **fields)).save(tmp_path / "u.png")[0]
+            assert record_of(made)["beside"][0]["sha256"] == file_sha256(files[0])  # type: ignore[index]
+            told = "sharp" if name == "sharp" else "Compact_x2"
+            assert f"Hires upscaler: {told}" in read_file(made).texts["parameters"]
+            assert verify(made, plain, [files[0]]).verdict == "proven"
+            finding = verify(made, plain, [files[1]])
+            assert finding.code == 2 and f"'{Path(name).name}' (sha256" in finding.what
+        made = engine.run(request(hires_upscaler="sharp", **fields)).save(tmp_path / "u.png")[0]
+        assert verify(made, engine).verdict == "proven"
+
+
+def test_a_control_at_weight_zero_is_not_asked_for(engine: Engine, tmp_path: Path) -> None:
+    """Oracle: the replay without its file and picture, which drew nothing."""
+    half_mask().save(tmp_path / "hint.png")
+    unit = {"model": "nowhere/x.safetensors", "image": str(tmp_path / "hint.png"), "weight": 0.0}
+    made = engine.run(request(controls=(unit,), steps=2)).save(tmp_path / "c.png")[0]
+    assert record_of(made)["beside"] == []
+    assert verify(made, engine).verdict == "proven"
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_sde", "unipc", "heun", "euler_cfgpp"])
