@@ -134,9 +134,9 @@ class Engine:
             shown = self.previews.by(preview, model) if wanted else None
             drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
         others = () if refiner is None else refiner.model.files
-        return Result(drawing, model.name, __version__, model.plan, model.files, others, self._beside(whole))
+        return Result(drawing, model.name, __version__, model.plan, model.files, others, self.beside(whole))
 
-    def _beside(self, request: Request) -> tuple[Beside, ...]:
+    def beside(self, request: Request) -> tuple[Beside, ...]:
         """The networks that a request names, as files."""
         controls = [("control", u.model) for u in request.controls if u.weight != 0.0]
         asked = [p for p in request.picture_prompts if p.weight != 0.0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -54,3 +54,34 @@ class Pace:
         first, until = self._first
         each = (passed - until) / (done - first) if done > first else passed / max(done, 1)
         return passed, max(0.0, each * (of - done))
+
+
+class Course:
+    """Several runs, one after the other, heard as one: their steps are counted through. planned: how many
+    steps each may have, or what is in proportion to that; a run's own events tell its true number."""
+
+    def __init__(self, on_event: Listener | None, planned: Sequence[int]) -> None:
+        self.on_event = on_event
+        self.planned = list(planned)
+        self.true: dict[int, int] = {}
+        self.pace = Pace()
+
+    def listener(self, index: int) -> Listener | None:
+        """Who hears of run `index`, its turn after all before it."""
+        on_event = self.on_event
+        if on_event is None:
+            return None
+
+        def hear(event: Progress | Preview) -> None:
+            self.true[index] = event.steps
+            known = sum(self.true.values())
+            share = known / max(1, sum(self.planned[i] for i in self.true))
+            steps = known + round(share * sum(n for i, n in enumerate(self.planned) if i not in self.true))
+            step = event.step + sum(n for i, n in self.true.items() if i < index)
+            seconds, left = self.pace.times(step, steps)
+            if isinstance(event, Progress):
+                on_event(replace(event, step=step, steps=steps, seconds=seconds, left=left))
+            else:
+                on_event(replace(event, step=step, steps=steps, seconds=seconds))
+
+        return hear

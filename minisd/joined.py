@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from minisd.events import Listener, Pace, Preview, Progress
+from minisd.events import Course, Listener
 from minisd.pipeline import Drawing
 from minisd.request import Request
 from minisd.trail import Trail
@@ -28,10 +28,11 @@ def draw_each(
         drawing = draw_one(requests[0], on_event, trail)
         return replace(drawing, requests=tuple(requests), template=whole)
     drawings = []
-    pace = Pace()
+    course = Course(on_event, [1] * len(requests))
     for index, request in enumerate(requests):
-        listener = None if on_event is None else counted(on_event, index, len(requests), pace)
-        drawings.append(draw_one(request, listener, Trail(keep=trail.keep, listen=trail.listen)))
+        drawings.append(
+            draw_one(request, course.listener(index), Trail(keep=trail.keep, listen=trail.listen))
+        )
     trail.beside([d.trail for d in drawings])
     seconds: dict[str, float] = {}
     for drawing in drawings:
@@ -47,17 +48,3 @@ def draw_each(
         requests=tuple(requests),
         template=whole,
     )
-
-
-def counted(on_event: Listener, index: int, images: int, pace: Pace) -> Listener:
-    """A listener to whom the steps of image `index` go on from those of the images before it."""
-
-    def hear(event: Progress | Preview) -> None:
-        step, steps = event.step + index * event.steps, images * event.steps
-        seconds, left = pace.times(step, steps)
-        if isinstance(event, Progress):
-            on_event(replace(event, step=step, steps=steps, seconds=seconds, left=left))
-        else:
-            on_event(replace(event, step=step, steps=steps, seconds=seconds))
-
-    return hear

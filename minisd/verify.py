@@ -73,6 +73,10 @@ def record_of(path: SourcePath) -> dict[str, object]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ImageError(f"the record in {quoted(path)} is damaged: it is not JSON") from error
+    if isinstance(record, dict) and "sheet" in record:
+        raise ImageError(
+            f"{quoted(path)} carries no record of one picture: it is a contact sheet, whose cells have theirs"
+        )
     if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
         raise ImageError(f"the record in {quoted(path)} holds no request; it was not written by minisd")
     return dict(whole(record, path))

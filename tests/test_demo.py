@@ -11,7 +11,8 @@ from PIL import Image, ImageFont
 
 from minisd import Engine, Request, RequestError, load
 from minisd.cli import main
-from minisd.demo import LABEL, contact_sheet, lay_out, wrapped
+from minisd.demo import contact_sheet
+from minisd.sheet import LABEL, MAX_PAGE_SIDE, lay_out, shown_size, wrapped
 from tests.tiny import TINY, write_checkpoint
 
 
@@ -41,14 +42,16 @@ def test_every_picture_is_the_one_its_prompt_and_seed_give_alone(engine: Engine)
     base = Request(steps=1, width=64, height=64)
     heard: list[tuple[int, int]] = []
     sheet = contact_sheet(
-        engine, ("a", "b"), (5, 6), base=base, on_picture=lambda done, of: heard.append((done, of))
+        engine, ("a", "b"), (5, 6), base=base, on_event=lambda e: heard.append((e.step, e.steps))
     )
     assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    asked = [(r.seed, r.prompt) for r in sheet.requests]
+    requests = [Request.from_dict(cell.request) for cell in sheet.cells]
+    (page,) = sheet.pages
+    asked = [(r.seed, r.prompt) for r in requests]
     assert asked == [(5, "a"), (5, "b"), (6, "a"), (6, "b")]
     places = []
-    for request in sheet.requests:
-        where = found(sheet.page, engine.run(request).image)
+    for request in requests:
+        where = found(page, engine.run(request).image)
         assert len(where) == 1
         places += where
     left = [p[0] for p in places]
@@ -74,7 +77,11 @@ def test_an_empty_prompt_and_a_cut_word_are_shown_as_such() -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "seeds", "says"),
-    [((), (1,), "at least one"), (("a",), (), "at least one"), (("a",) * 50, range(9), "holds 400")],
+    [
+        ((), (1,), "1 to 400 values"),
+        (("a",), (), "1 to 400 values"),
+        (tuple("abcdefghijklmnopqrstuvwxyz"), range(16), "26 x 16 are 416 pictures; a grid holds 400"),
+    ],
 )
 def test_what_makes_no_sheet_is_refused(
     engine: Engine, prompts: tuple[str, ...], seeds: tuple[int, ...], says: str
@@ -89,7 +96,15 @@ def test_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*args, "--steps", "1"]) == 0
     assert capsys.readouterr().out == f"{target}  2 pictures\n"
     with Image.open(target) as page:
-        record = json.loads(page.info["minisd-sheet"])
-    assert [(r["prompt"], r["seed"], r["steps"]) for r in record["requests"]] == [("a", 3, 1), ("b", 3, 1)]
-    with pytest.raises(RequestError, match=r"should end in \.png"):
-        contact_sheet(load(model), ("a",), (1,), base=Request(steps=1)).save(tmp_path / "sheet.jpg")
+        record = json.loads(page.info["minisd"])
+    asked = [c["request"] for c in record["cells"]]
+    assert [(r["prompt"], r["seed"], r["steps"]) for r in asked] == [("a", 3, 1), ("b", 3, 1)]
+    assert main([*args[:4], str(tmp_path / "sheet.bmp"), *args[5:]]) == 2
+    assert "ends in none of these" in capsys.readouterr().err
+
+
+def test_a_page_has_a_size_that_programs_open() -> None:
+    """Oracle: the bound; small grids are shown as they are, large pictures smaller."""
+    assert shown_size((128, 128), 20, 20) == (128, 128)
+    width, height = shown_size((4096, 2048), 20, 20)
+    assert 100 < width < 600 and abs(width / height - 2) < 0.02 and 20 * width < MAX_PAGE_SIDE

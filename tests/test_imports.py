@@ -21,6 +21,7 @@ RUN_TIME = {
 }  # pyproject's dependencies
 FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd",
+    "minisd.axis",
     "minisd.config",
     "minisd.control",
     "minisd.conventions",
@@ -30,6 +31,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.engine",
     "minisd.errors",
     "minisd.events",
+    "minisd.grid",
     "minisd.hash_cache",
     "minisd.hashes",
     "minisd.images",

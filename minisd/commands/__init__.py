@@ -10,4 +10,16 @@ from __future__ import annotations
 import argparse
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # argparse has no public name for it
-MODULES = ("draw", "demo", "hashes", "info", "kernels", "models", "plan", "samplers", "tokens", "upscale")
+MODULES = (
+    "draw",
+    "demo",
+    "grid",
+    "hashes",
+    "info",
+    "kernels",
+    "models",
+    "plan",
+    "samplers",
+    "tokens",
+    "upscale",
+)

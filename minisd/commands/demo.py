@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from minisd.commands.flags import add_model_flags, engine_of
-from minisd.errors import ImageError
+from minisd.commands.progress import Bar
 
 if TYPE_CHECKING:
     from minisd.commands import Commands
@@ -22,7 +21,13 @@ def add(commands: Commands) -> None:
         "flags it shows what the embedded model can do.",
         epilog='minisd demo -o demo.png   or   minisd demo --prompt "a cat" --prompt "a dog" --seeds 1 2 3 4',
     )
-    p.add_argument("-o", "--output", default="demo.png", metavar="FILE", help="PNG (default: demo.png)")
+    p.add_argument(
+        "-o",
+        "--output",
+        default="demo.png",
+        metavar="FILE",
+        help="png, jpg, webp or avif; .csv and .json beside it (default: demo.png)",
+    )
     p.add_argument("--prompt", action="append", metavar="TEXT", help="a column; once for each")
     p.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="the rows (default: 1 2 3)")
     p.add_argument("--steps", type=int, default=20, help="number of sampling steps (default: 20)")
@@ -34,21 +39,21 @@ def add(commands: Commands) -> None:
 
 def demo(args: argparse.Namespace) -> dict[str, object]:
     from minisd.demo import PROMPTS, SEEDS, contact_sheet
+    from minisd.metadata import check_target
     from minisd.request import Request
 
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
-        raise ImageError(f"the folder of {args.output} does not exist; make it first")
-    shown = sys.stderr.isatty() and not args.quiet and not args.json
-
-    def told(done: int, of: int) -> None:
-        if shown:
-            sys.stderr.write(f"\rpicture {done} of {of}" + ("\r\033[K" if done == of else ""))
-            sys.stderr.flush()
-
+    check_target(args.output)
     base = Request(steps=args.steps, cfg_scale=args.cfg_scale)
+    bar = Bar(sys.stderr.isatty() and not args.quiet and not args.json)
+    bar.write("loading")
     with engine_of(args) as engine:
-        sheet = contact_sheet(engine, args.prompt or PROMPTS, args.seeds or SEEDS, base=base, on_picture=told)
-    path = sheet.save(args.output)
+        try:
+            sheet = contact_sheet(
+                engine, args.prompt or PROMPTS, args.seeds or SEEDS, base=base, on_event=bar
+            )
+        finally:
+            bar.clear()
+    path, *_ = sheet.save(args.output)
     if not args.json and not args.quiet:
-        sys.stdout.write(f"{path}  {len(sheet.requests)} pictures\n")
-    return {"path": str(path), "pictures": [r.to_dict() for r in sheet.requests]}
+        sys.stdout.write(f"{path}  {len(sheet.cells)} pictures\n")
+    return {"path": str(path), "pictures": [cell.request for cell in sheet.cells]}

@@ -75,7 +75,14 @@ def info(args: argparse.Namespace) -> dict[str, object]:
     if not args.json:
         sys.stdout.write(f"{found.path.name}: {found.format}, {found.width} x {found.height}\n")
         sys.stdout.write(f"{texts.get('parameters', 'no parameters text')}\n")
-        if isinstance(record, dict):
+        sheet = record.get("sheet") if isinstance(record, dict) else None
+        if isinstance(sheet, dict):
+            axes = sheet.get("axes")
+            names = (
+                [str(a.get("name")) for a in axes if isinstance(a, dict)] if isinstance(axes, list) else []
+            )
+            sys.stdout.write(f"contact sheet of {sheet.get('cells')} pictures: {' x '.join(names)}\n")
+        elif isinstance(record, dict):
             receipt = record.get("receipt")
             marks = receipt.get("marks", []) if isinstance(receipt, dict) else []
             sys.stdout.write(f"record of minisd {record.get('minisd')}, receipt over {len(marks)} digests\n")
