@@ -17,6 +17,7 @@ MODULES = (
     "hashes",
     "info",
     "kernels",
+    "lora",
     "models",
     "plan",
     "samplers",

@@ -81,6 +81,21 @@ def spellings(config: ModelConfig) -> dict[str, Target]:
     return table
 
 
+def kohya_names(config: ModelConfig) -> dict[Target, str]:
+    """What kohya's scripts call each module: blocks as diffusers counts them for SD1 and SD2, as sgm does for
+    SDXL. Every program reads these."""
+    sgm = config.unet.y_dim is not None
+    names: dict[Target, str] = {}
+    for target, diffusers in modules(unet_rules(config.unet), "unet"):
+        names[target] = UNET_FLAT[0] + flat(target.module if sgm else diffusers)
+    for use in config.text:
+        one = len(config.text) == 1 and use.part == "text_encoder"
+        prefix = ONE_ENCODER[0][0] if one else ENCODERS[use.part][0][0]
+        for target, path in modules(hf_rules(use.config), use.part):
+            names[target] = prefix + flat(path)
+    return names
+
+
 def flat(path: str) -> str:
     return path.replace(".", "_")
 
