@@ -11,6 +11,7 @@ Stability-AI/generative-models sd_xl_base.yaml and sd_xl_refiner.yaml, openai/CL
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +71,25 @@ class ControlNetConfig:
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
     control_types: int | None = None
     union_layers: int = 1
+
+
+@dataclass(frozen=True)
+class LLLiteConfig:
+    """ControlNet-LLLite (kohya-ss/sd-scripts): a small network before each of some projections of a UNet.
+
+    places: (the file's name, our module, its inputs, strides of the convolutions that read the picture).
+    hint_dim: channels of what is read; inner: of the small network.
+    """
+
+    places: tuple[tuple[str, str, int, tuple[int, ...]], ...]
+    hint_dim: int = 32
+    inner: int = 64
+    hint_channels: int = 3
+
+    @property
+    def square(self) -> int:
+        """Pixels of a side that become one token, at the coarsest place."""
+        return max(math.prod(strides) for *_, strides in self.places)
 
 
 @dataclass(frozen=True)

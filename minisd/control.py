@@ -1,7 +1,7 @@
 """ControlUnit: one control network in a request: which file, which picture, how strongly, in which steps.
 
-What it does in a run is in `control_run.py`; the networks are ControlNet, Control-LoRA, ControlNet-Union and
-T2I-Adapter.
+What it does in a run is in `control_run.py`; the networks are ControlNet, Control-LoRA, ControlNet-Union,
+ControlNet-LLLite and T2I-Adapter.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from minisd.picture import Picture
 Mode = Literal["balanced", "prompt", "control"]
 Resize = Literal["stretch", "crop", "fill"]
 MAX_UNITS = 16
+REFERENCE = "reference-only"  # a model that needs no file: the one at hand attends to the picture, too
 MAX_WEIGHT = 10.0
 MODES: tuple[Mode, ...] = ("balanced", "prompt", "control")
 RESIZES: tuple[Resize, ...] = ("stretch", "crop", "fill")
@@ -40,7 +41,8 @@ NUMBERS = ("weight", "start", "end")
 class ControlUnit:
     """A control network at work.
 
-    model: a name that the engine knows (`load(controls={NAME: PATH})`), or a path. image: what it reads, a
+    model: a name that the engine knows (`load(controls={NAME: PATH})`), a path, or "reference-only": no
+    network, but attention to the picture itself (`reference_run.py`). image: what it reads, a
     map made elsewhere or a picture for `preprocessor`; brought to the size drawn as `resize` says. weight:
     multiplies what the network adds; 0 is off. start, end: the part of the run, in steps as 0..1, in which it
     acts. mode: "balanced"; "prompt": weaker towards the fine levels; "control": the same, and the negative
@@ -78,6 +80,8 @@ class ControlUnit:
                 f"the control unit {quoted(self.model)} ends at {self.end:g}, not after its start "
                 f"{self.start:g}"
             )
+        if self.model == REFERENCE:
+            check_reference(self)
         for name, options in (
             ("mode", MODES),
             ("preprocessor", PREPROCESSORS),
@@ -134,6 +138,14 @@ class ControlUnit:
         default = {f.name: f.default for f in fields(self)}
         values = {name: getattr(self, name) for name in default}
         return {k: v.to_dict() if isinstance(v, Picture) else v for k, v in values.items() if v != default[k]}
+
+
+def check_reference(unit: ControlUnit) -> None:
+    """What a reference has no use for is refused."""
+    if not 0.0 <= unit.weight <= 1.0:
+        raise wrong(f"weight of {REFERENCE} must be in 0..1, got {unit.weight:g}")
+    if unit.mode == "prompt" or unit.preprocessor != "none" or unit.kind is not None or unit.pooled:
+        raise wrong(f"{REFERENCE} takes mode balanced or control, and no preprocessor, kind or pooled")
 
 
 def is_path(name: str) -> bool:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from minisd.config import ControlNetConfig
-from minisd.control import ControlUnit, is_path
+from minisd.config import ControlNetConfig, LLLiteConfig, T2IAdapterConfig
+from minisd.control import REFERENCE, ControlUnit, is_path
 from minisd.control_run import Network
 from minisd.errors import CheckpointError, RequestError, listed, quoted
 from minisd.model import Model
 from minisd.models.controlnet import ControlNet
 from minisd.models.fused import use
+from minisd.models.lllite import LLLite
 from minisd.models.t2i_adapter import T2IAdapter
 from minisd.weights_loader.control_file import open_control
 
@@ -25,7 +26,7 @@ STEMS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.sa
 
 
 def load_control(path: str | os.PathLike[str], model: Model) -> Network:
-    """A ControlNet, Control-LoRA or T2I-Adapter for this model, on its UNet's device and in its dtype.
+    """A control network of any kind for this model, on its UNet's device and in its dtype.
 
     path: a file, or a diffusers folder of one network. Raises CheckpointError for what does not fit.
     """
@@ -34,7 +35,7 @@ def load_control(path: str | os.PathLike[str], model: Model) -> Network:
         weights = file.state_dict(dtype=model.unet_dtype, base=base)
         with torch.device("meta"):
             config = file.config
-            network = ControlNet(config) if isinstance(config, ControlNetConfig) else T2IAdapter(config)
+            network = built(config)
     network.load_state_dict(weights, strict=True, assign=True)
     del weights
     network.requires_grad_(False).eval().to(model.unet_device)
@@ -42,6 +43,12 @@ def load_control(path: str | os.PathLike[str], model: Model) -> Network:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch's stubs
     use(network, model.plan.kernels.value)
     return network
+
+
+def built(config: ControlNetConfig | LLLiteConfig | T2IAdapterConfig) -> Network:
+    if isinstance(config, ControlNetConfig):
+        return ControlNet(config)
+    return LLLite(config) if isinstance(config, LLLiteConfig) else T2IAdapter(config)
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
@@ -86,7 +93,8 @@ class ControlNets:
 
     def networks(self, units: Iterable[ControlUnit], model: Model) -> dict[str, Network]:
         """{name: network} of the units that act; loads what is not there."""
-        return {u.model: self._network(self.path(u.model), model) for u in units if u.weight != 0.0}
+        acting = [u for u in units if u.weight != 0.0 and u.model != REFERENCE]
+        return {u.model: self._network(self.path(u.model), model) for u in acting}
 
     def _network(self, path: Path, model: Model) -> Network:
         file = file_of(path)

@@ -15,18 +15,19 @@ from torch import Tensor
 
 from minisd.canvas import resized
 from minisd.config import UNetConfig
-from minisd.control import ControlUnit
+from minisd.control import REFERENCE, ControlUnit
 from minisd.errors import RequestError, quoted
 from minisd.guidance import active
 from minisd.models.controlnet import ControlNet
 from minisd.models.conv import NO_WRAP, Wrap
 from minisd.models.edits import Residuals
+from minisd.models.lllite import LLLite
 from minisd.models.t2i_adapter import T2IAdapter, feature_places
 from minisd.models.tiling import Tile
 from minisd.preprocess import hint as hint_of
 from minisd.text.conditioning import Conditioning
 
-Network = ControlNet | T2IAdapter
+Network = ControlNet | LLLite | T2IAdapter
 SOFTER = 0.825  # from one residual to the next finer one, as cldm's guess mode
 SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)  # the same for a T2I-Adapter's features, as in sd-webui-controlnet
 
@@ -36,8 +37,8 @@ class Control:
     """Units of one network at work in one drawing; several only for a ControlNet-Union, which reads their
     hints together.
 
-    features: of a ControlNet, of each hint, 1 c h w; of a T2I-Adapter, for each level. places: the input
-    blocks to which a T2I-Adapter adds.
+    features: of a ControlNet, of each hint, 1 c h w; of a T2I-Adapter, for each level; of an LLLite, tokens
+    for each place. places: the input blocks to which a T2I-Adapter adds.
     """
 
     network: Network
@@ -46,11 +47,11 @@ class Control:
     places: tuple[int | None, ...] = ()
 
     def at_tile(self, tile: Tile) -> Control:
-        """What it says of one tile of the picture. Raises RequestError for a T2I-Adapter, whose features
-        are of several sizes."""
+        """What it says of one tile of the picture. Raises RequestError for a T2I-Adapter and an LLLite, whose
+        features are of several sizes."""
         if tile.whole:
             return self
-        if isinstance(self.network, T2IAdapter):
+        if not isinstance(self.network, ControlNet):
             raise RequestError(
                 f"controls: the adapter {quoted(self.units[0].model)} reads the whole picture, and "
                 "diffusion_tile shows the network one part at a time; leave one of them out",
@@ -92,6 +93,8 @@ def residuals_of(
     """What the controls that act at this level add to a pass; None where none does."""
     out: Residuals | None = None
     for control in controls:
+        if isinstance(control.network, LLLite):  # edits of the pass: `lllite_run.py`
+            continue
         keep = [not (control.spares_uncond and p is uncond) for p in seen.parts]
         if any(keep) and control.acts(sigma, sigmas):
             one = one_residuals(control, seen, keep)
@@ -122,6 +125,7 @@ def one_residuals(control: Control, seen: Seen, keep: Sequence[bool]) -> Residua
         return Residuals((), middle, {place: f for place, f in pairs if place is not None})
 
     network = control.network
+    assert isinstance(network, ControlNet)
     x, context, y = seen.stacked(keep)
     types = [u.control_type for u in control.units]
     outs = network.residuals(
@@ -151,7 +155,7 @@ def controls_of(
     the units' names. Raises RequestError for a unit that does not suit its network."""
     found: list[Control] = []
     for unit in units:
-        if unit.weight == 0.0:
+        if unit.weight == 0.0 or unit.model == REFERENCE:
             continue
         network = networks[unit.model]
         check_unit(unit, network)
@@ -160,6 +164,9 @@ def controls_of(
             features = network(hint)
             places = feature_places(network.control, unet)
             found.append(Control(network, (unit,), features, places))
+            continue
+        if isinstance(network, LLLite):
+            found.append(Control(network, (unit,), network.read(hint)))
             continue
         feature = network.hint_features(hint, wrap)
         if tuple(feature.shape[-2:]) != latent:
@@ -186,7 +193,12 @@ def joins(unit: ControlUnit, control: Control, network: Network) -> bool:
 
 
 def check_unit(unit: ControlUnit, network: Network) -> None:
-    types = None if isinstance(network, T2IAdapter) else network.control.control_types
+    types = network.control.control_types if isinstance(network, ControlNet) else None
+    if isinstance(network, LLLite) and (unit.mode == "prompt" or unit.pooled):
+        raise RequestError(
+            f"{quoted(unit.model)} is a ControlNet-LLLite; it takes mode balanced or control, and no pooled",
+            field="controls",
+        )
     if types is None and unit.kind is not None:
         raise RequestError(
             f"{quoted(unit.model)} is no ControlNet-Union; leave out kind {unit.kind}", field="controls"
@@ -200,10 +212,13 @@ def check_unit(unit: ControlUnit, network: Network) -> None:
 
 def hint_tensor(unit: ControlUnit, network: Network, size: tuple[int, int]) -> Tensor:
     """The unit's hint as its network reads it: 1 c H W, values 0..1, in the network's dtype."""
-    if isinstance(network, T2IAdapter) and any(n % network.control.unshuffle for n in size):
+    square = 1
+    if not isinstance(network, ControlNet):
+        square = network.control.unshuffle if isinstance(network, T2IAdapter) else network.control.square
+    if any(n % square for n in size):
         raise RequestError(
             f"{quoted(unit.model)} needs a width and height that are multiples of "
-            f"{network.control.unshuffle}, got {size[0]} x {size[1]}",
+            f"{square}, got {size[0]} x {size[1]}",
             field="width",
         )
     image = hint_of(resized(unit.image.image.convert("RGB"), size, unit.resize), unit.preprocessor)

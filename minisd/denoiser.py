@@ -28,12 +28,14 @@ from minisd.guidance import (
     weighted,
 )
 from minisd.kernels import fused
+from minisd.lllite_run import with_shifts
 from minisd.models.conv import NO_WRAP, Wrap
 from minisd.models.edits import Edit, FreeU
 from minisd.models.once import Once, Text, Times
 from minisd.models.tiling import Tile
 from minisd.models.unet import UNet
 from minisd.picture_prompt_run import Guest, with_pictures
+from minisd.reference_run import Recorded, Recorder, Reference, acting_on, with_references
 from minisd.samplers.scaling import Prediction, c_in, denoised_from, linear_in
 from minisd.samplers.schedule import SigmaTable
 from minisd.text.conditioning import Conditioning, Timeline
@@ -64,6 +66,7 @@ class Denoiser:
     step, network) in place of `network`, where adapters act in a part of the run. image_scale: second
     scale of an instruct-pix2pix model, whose third prediction sees no picture. controls: networks that
     read a picture and add to what this one computes. guests: pictures that it attends to beside the text.
+    references: pictures that it attends to beside its own, in a further call each.
     once: what is not computed again at every step. combined_by: implementation of guidance. wrap: axes
     along which the picture goes on at its opposite edge. areas: of regions, in which the prompts differ;
     the first has those of this Denoiser.
@@ -88,6 +91,7 @@ class Denoiser:
     freeu: FreeU | None = None
     controls: tuple[Control, ...] = ()
     guests: tuple[Guest, ...] = ()
+    references: tuple[Reference, ...] = ()
     check: Callable[[], None] | None = None
     once: Once | None = None
     combined_by: str = "torch"
@@ -100,6 +104,7 @@ class Denoiser:
             self.over(in_tile(self.areas, tile)),
             concat=None if self.concat is None else tile.of(self.concat),
             controls=tuple(c.at_tile(tile) for c in self.controls),
+            references=tuple(r.at_tile(tile) for r in self.references),
             wrap=tile.wrap,
         )
 
@@ -297,9 +302,21 @@ class Denoiser:
         if self.once is not None and self.once.times:
             timesteps = self.once.time(self.network.embed, told, ys, b, self.dtype, x.device)
         scaled = scaled.repeat(k, 1, 1, 1)
+        config, levels = self.network.config, self.sigmas
         if self.guests:
-            config = self.network.config
-            edits = with_pictures(edits or {}, self.guests, config, parts, self.uncond, b, sigma, self.sigmas)
+            edits = with_pictures(edits or {}, self.guests, config, parts, self.uncond, b, sigma, levels)
+        if self.controls:
+            edits = with_shifts(edits or {}, self.controls, config, seen, self.uncond, sigma, levels)
+        if acting := acting_on(self.references, parts, self.uncond, sigma, levels):
+            recorded = list[Recorded]()
+            for reference, weights in acting:
+                if self.check is not None:
+                    self.check()
+                other = reference.noised(x, sigma, self.prediction, self.dtype).expand(b * k, -1, -1, -1)
+                recorder = Recorder(config)
+                self.network(other, timesteps, context, y, edits=recorder.edits, wrap=self.wrap)
+                recorded.append(Recorded(recorder, tuple(w for w in weights for _ in range(b))))
+            edits = with_references(edits or {}, recorded, config)
         return self.network(
             scaled,
             timesteps,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Unpack
 
 from minisd import __version__
+from minisd.control import REFERENCE
 from minisd.control_nets import ControlNets
 from minisd.errors import Cancelled, MinisdError
 from minisd.events import Listener, Preview, Progress
@@ -138,7 +139,8 @@ class Engine:
 
     def beside(self, request: Request) -> tuple[Beside, ...]:
         """The networks that a request names, as files."""
-        controls = [("control", u.model) for u in request.controls if u.weight != 0.0]
+        acting = (u.model for u in request.controls if u.weight != 0.0)
+        controls = [("control", name) for name in acting if name != REFERENCE]
         asked = [p for p in request.picture_prompts if p.weight != 0.0]
         prompts = [("picture_prompt", name) for p in asked for name in (p.model, p.encoder)]
         found = [(kind, name, self.controls.path(name)) for kind, name in [*controls, *prompts]]

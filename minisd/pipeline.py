@@ -35,6 +35,8 @@ from minisd.models.tiling import Tile, tiles_of
 from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
 from minisd.previews import Previewer
+from minisd.reference_latents import references_of
+from minisd.reference_run import Reference
 from minisd.refiner import check_pair, first_share
 from minisd.relay import Relay
 from minisd.request import Request
@@ -123,6 +125,7 @@ def denoiser_of(
     check: Callable[[], None],
     controls: tuple[Control, ...] = (),
     guests: tuple[Guest, ...] = (),
+    references: tuple[Reference, ...] = (),
 ) -> Denoiser:
     """The network with this request's prompts and rules."""
     prompts, model = encoded.timeline[0][1], staged.models[0][1]
@@ -149,6 +152,7 @@ def denoiser_of(
         freeu=FreeU(*request.freeu) if request.freeu is not None else None,
         controls=controls,
         guests=guests,
+        references=references,
         check=check,
         wrap=request.wrap,
     )
@@ -240,20 +244,19 @@ def run_pass(
     controls = controls_of(
         request.controls, helped.networks, model.config.unet, size, shape[1:], request.wrap
     )
+    references = references_of(request.controls, model, size)
+    beside = controls, helped.guests, references
     tiling = tiles_in(request, shape[1:], factor)
     if request.inversion != "no" and len(sigmas) > 1:
         check_inversion(model, request, start)
         assert start.latents is not None
         said = described(request)
-        there = denoiser_of(
-            staged, said, table, sigmas, encode(staged, said), start.extra, check, controls, helped.guests
-        )
+        heard = encode(staged, said)
+        there = denoiser_of(staged, said, table, sigmas, heard, start.extra, check, *beside)
         by = Relay(there, tiles=tiling[0], overlap=tiling[1]).denoise()
         start = replace(start, x=inverted(by, request, start.latents, sigmas, watch.step))
         watch = replace(watch, before=watch.before + len(sigmas) - 1)
-    denoiser = denoiser_of(
-        staged, request, table, sigmas, encoded, start.extra, check, controls, helped.guests
-    ).over(areas)
+    denoiser = denoiser_of(staged, request, table, sigmas, encoded, start.extra, check, *beside).over(areas)
     relay = Relay(denoiser, second, share, *tiling)
     latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
     lap("sample")

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from minisd import __version__
+from minisd.control import REFERENCE
 from minisd.engine import Engine
 from minisd.errors import ImageError, MinisdError, PlanError, quoted
 from minisd.hashes import file_sha256
@@ -206,7 +207,8 @@ def request_of(record: Mapping[str, object], engine: Engine, given: Given) -> Re
     for units in ("controls", "picture_prompts"):  # those at weight 0 drew nothing
         data[units] = [unit for unit in data.get(units) or () if unit["weight"] != 0]
     for unit in data["controls"]:
-        unit["model"] = alias("control", unit["model"])
+        if unit["model"] != REFERENCE:  # which has no file
+            unit["model"] = alias("control", unit["model"])
     for unit in data["picture_prompts"]:
         for name in ("model", "encoder"):
             unit[name] = alias("picture_prompt", unit[name])

@@ -142,6 +142,16 @@ def test_pictures_from_pictures_are_proven(
     assert finding.code == 2 and "image" in finding.what
 
 
+def test_units_without_a_file_need_none(engine: Engine, picture: Path, tmp_path: Path) -> None:
+    """Oracle: the replay with the unit's picture alone: one attends to it, one is off."""
+    units = ({"model": "reference-only"}, {"model": "gone.safetensors", "weight": 0})
+    made = engine.run(request(controls=tuple({**u, "image": str(picture)} for u in units)))
+    saved = made.save(tmp_path / "r.png")[0]
+    assert record_of(saved).get("beside", []) == []
+    finding = verify(saved, engine, [picture])
+    assert finding.verdict == "proven", finding
+
+
 def test_what_draws_beside_the_model(tmp_path: Path) -> None:
     """Oracle: the replay with LoRA, control network and refiner; each of them another file: cannot."""
     base = write_checkpoint(tmp_path / "base.safetensors", TINY["sd1"])

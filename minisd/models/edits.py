@@ -1,10 +1,11 @@
-"""Changes to single passes of the UNet that guidance rules ask for. Arguments of a call, never state of the
-network."""
+"""Changes to single passes of the UNet that guidance rules and pictures beside it ask for. Arguments of a
+call, never state of the network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -29,28 +30,104 @@ class PictureTokens:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """What is added to the tokens b n c that a projection reads (ControlNet-LLLite), times a weight for each
+    row; one may serve a whole batch."""
+
+    of: Callable[[Tensor], Tensor]
+    weights: tuple[float, ...]
+
+    def added(self, x: Tensor) -> Tensor:
+        return x + rows_of(self.weights, x) * self.of(x)
+
+    def row(self, image: int) -> Shift:
+        return replace(
+            self, weights=self.weights[image : image + 1] if len(self.weights) > 1 else self.weights
+        )
+
+
+@dataclass(frozen=True)
+class ReferenceTokens:
+    """Tokens b m c of another picture, at the place where this one's attend to themselves: these attend to
+    both (reference-only). weights: for each row, how far towards that; one may serve a whole batch."""
+
+    tokens: Tensor
+    weights: tuple[float, ...]
+
+    def row(self, image: int) -> ReferenceTokens:
+        at = slice(image, image + 1)
+        return ReferenceTokens(
+            self.tokens[at] if len(self.tokens) > 1 else self.tokens,
+            self.weights[at] if len(self.weights) > 1 else self.weights,
+        )
+
+
+def rows_of(weights: tuple[float, ...], like: Tensor) -> Tensor:
+    """b 1 1"""
+    return like.new_tensor(weights)[:, None, None]
+
+
+Shifts = Mapping[str, tuple[Shift, ...]]  # by projection: "attn1.to_q"
+NO_SHIFTS: Shifts = {}
+
+
+@dataclass(frozen=True)
+class BlockEdit:
+    """What to do differently in one transformer block: an `Edit`, for that block."""
+
+    identity: bool = False
+    observe: Callable[[Tensor, Tensor, int], None] | None = None
+    record: Callable[[Tensor], None] | None = None
+    pictures: tuple[PictureTokens, ...] = ()
+    references: tuple[ReferenceTokens, ...] = ()
+    shifts: Shifts = field(default_factory=dict)
+
+
+NO_BLOCK_EDIT = BlockEdit()
+
+
+@dataclass(frozen=True)
 class Edit:
     """What to do differently in one SpatialTransformer.
 
     identity: self-attention looks at nothing but its own token (PAG, Ahn et al. 2024, arXiv:2403.17377).
     skip: the transformer is passed over (skip-layer guidance). observe: told q, k [b n c] and the number of
-    heads of each self-attention (SAG, Hong et al. 2023, arXiv:2210.00939). pictures: for each transformer
-    block, what it attends to beside the text.
+    heads of each self-attention (SAG, Hong et al. 2023, arXiv:2210.00939). record: told the index of each
+    transformer block and the tokens that its self-attention reads. For each transformer block: pictures, what
+    it attends to beside the text; references, beside itself; shifts, what is added before its projections.
     """
 
     identity: bool = False
     skip: bool = False
     observe: Callable[[Tensor, Tensor, int], None] | None = None
+    record: Callable[[int, Tensor], None] | None = None
     pictures: tuple[tuple[PictureTokens, ...], ...] = ()
+    references: tuple[tuple[ReferenceTokens, ...], ...] = ()
+    shifts: tuple[Shifts, ...] = ()
 
-    def pictures_of(self, block: int) -> tuple[PictureTokens, ...]:
-        return self.pictures[block] if self.pictures else ()
+    def of_block(self, block: int) -> BlockEdit:
+        if self is NO_EDIT:
+            return NO_BLOCK_EDIT
+        return BlockEdit(
+            self.identity,
+            self.observe,
+            None if self.record is None else partial(self.record, block),
+            self.pictures[block] if self.pictures else (),
+            self.references[block] if self.references else (),
+            self.shifts[block] if self.shifts else NO_SHIFTS,
+        )
 
     def row(self, image: int) -> Edit:
         """For one image of a batch."""
-        if not self.pictures:
+        if not (self.pictures or self.references or self.shifts):
             return self
-        return replace(self, pictures=tuple(tuple(p.row(image) for p in ps) for ps in self.pictures))
+        shifts = [{n: tuple(s.row(image) for s in many) for n, many in of.items()} for of in self.shifts]
+        return replace(
+            self,
+            pictures=tuple(tuple(p.row(image) for p in ps) for ps in self.pictures),
+            references=tuple(tuple(r.row(image) for r in rs) for rs in self.references),
+            shifts=tuple(shifts),
+        )
 
 
 NO_EDIT = Edit()

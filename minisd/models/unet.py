@@ -32,7 +32,16 @@ from minisd.models.conv import (
     last_around,
     per_token,
 )
-from minisd.models.edits import NO_EDIT, Edit, FreeU, PictureTokens, Residuals
+from minisd.models.edits import (
+    NO_BLOCK_EDIT,
+    NO_EDIT,
+    BlockEdit,
+    Edit,
+    FreeU,
+    Residuals,
+    Shifts,
+    rows_of,
+)
 from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
 from minisd.models.graph import Graphs
 from minisd.models.once import Projections, Text, Times, tensor_of
@@ -100,23 +109,46 @@ class CrossAttention(Projections):
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | Text | None = None,
-        edit: Edit = NO_EDIT,
-        pictures: tuple[PictureTokens, ...] = (),
+        self, x: Tensor, context: Tensor | Text | None = None, edit: BlockEdit = NO_BLOCK_EDIT
     ) -> Tensor:
         """x: b n c; context: b m d. Returns b n c."""
-        if edit.identity:  # every token attends to itself alone
+        if context is None and edit.identity:  # every token attends to itself alone
             return self.to_out(self.to_v(x))
-        q, k, v = self.project(x, context)
-        if edit.observe is not None:
-            edit.observe(q, k, self.num_heads)
+        q, k, v = self.shifted(x, context, edit.shifts) if edit.shifts else self.project(x, context)
         out = attention(q, k, v, self.num_heads, implementation=self.implementation)
-        for seen in pictures:
-            k, v = seen.rows(len(q))
-            out = out + seen.weight * attention(q, k, v, self.num_heads, implementation=self.implementation)
+        if context is None:
+            if edit.observe is not None:
+                edit.observe(q, k, self.num_heads)
+            if edit.record is not None:
+                edit.record(x)
+            for other in edit.references:
+                tokens = other.tokens.expand(len(x), -1, -1)
+                keys, values = torch.cat([k, self.to_k(tokens)], 1), torch.cat([v, self.to_v(tokens)], 1)
+                both = attention(q, keys, values, self.num_heads, implementation=self.implementation)
+                out = torch.lerp(out, both, rows_of(other.weights, out))
+        else:
+            for seen in edit.pictures:
+                k, v = seen.rows(len(q))
+                told = attention(q, k, v, self.num_heads, implementation=self.implementation)
+                out = out + seen.weight * told
         return self.to_out(out)
+
+    def shifted(
+        self, x: Tensor, context: Tensor | Text | None, shifts: Shifts
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of x, to which something is added before each projection; that of a text is left alone."""
+        name = "attn1" if context is None else "attn2"
+
+        def read(projection: str) -> Tensor:
+            out = x
+            for shift in shifts.get(f"{name}.{projection}", ()):
+                out = shift.added(out)
+            return out
+
+        q = self.to_q(read("to_q"))
+        if context is None:
+            return q, self.to_k(read("to_k")), self.to_v(read("to_v"))
+        return q, *(context.keys_and_values(self) if isinstance(context, Text) else self.of_text(context))
 
 
 class FeedForward(nn.Module):
@@ -144,16 +176,10 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = AddNorm(dim)
         self.norm3 = AddNorm(dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | Text,
-        edit: Edit = NO_EDIT,
-        pictures: tuple[PictureTokens, ...] = (),
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Text, edit: BlockEdit = NO_BLOCK_EDIT) -> Tensor:
         _, normed = self.norm1(x)
         x, normed = self.norm2(x, self.attn1(normed, edit=edit))
-        x, normed = self.norm3(x, self.attn2(normed, context, pictures=pictures))
+        x, normed = self.norm3(x, self.attn2(normed, context, edit))
         return x + self.ff(normed)
 
 
@@ -186,7 +212,7 @@ class SpatialTransformer(nn.Module):
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
         tokens = per_token(self.proj_in, tokens)
         for index, block in enumerate(self.transformer_blocks):
-            tokens = block(tokens, context, edit, edit.pictures_of(index))
+            tokens = block(tokens, context, edit.of_block(index))
         tokens = per_token(self.proj_out, tokens)
         return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
 

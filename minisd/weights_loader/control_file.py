@@ -1,4 +1,4 @@
-"""A file that holds a ControlNet or a T2I-Adapter: what it is, its config, and its weights in our names.
+"""A file that holds a ControlNet, LLLite or T2I-Adapter: what it is, its config, its weights in our names.
 
     with open_control("control_v11p_sd15_canny.pth") as file:
         network.load_state_dict(file.state_dict(base=unet_weights), strict=True, assign=True)
@@ -19,12 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minisd.config import ControlNetConfig, T2IAdapterConfig, UNetConfig
+from minisd.config import SDXL, ControlNetConfig, LLLiteConfig, T2IAdapterConfig, UNetConfig
 from minisd.errors import CheckpointError, listed, quoted
 from minisd.weights_loader.control_derive import derive_controlnet, derive_t2i_adapter
 from minisd.weights_loader.control_keymap import controlnet_rules, t2i_adapter_rules
 from minisd.weights_loader.control_lora import LoraReader, lora_rules
 from minisd.weights_loader.kinds import FAMILY_NAMES, FAMILY_OF_CONTEXT
+from minisd.weights_loader.lllite_file import PREFIX as LLLITE
+from minisd.weights_loader.lllite_file import derive_lllite, lllite_rules
 from minisd.weights_loader.open import open_source
 from minisd.weights_loader.part import Part, PartReader, check_part, make_part
 from minisd.weights_loader.places import below
@@ -32,7 +34,7 @@ from minisd.weights_loader.rule import same_names
 from minisd.weights_loader.source import TensorSource
 from minisd.weights_loader.unread import sort_leftovers
 
-Kind = Literal["controlnet", "control_lora", "t2i_adapter"]
+Kind = Literal["controlnet", "control_lora", "lllite", "t2i_adapter"]
 DIFFERENCE = "difference"
 LORA = "lora_controlnet"
 WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")  # of 1.0 files
@@ -69,8 +71,8 @@ class ControlFile:
         return self.source.path.name
 
     @property
-    def config(self) -> ControlNetConfig | T2IAdapterConfig:
-        assert isinstance(self.part.config, ControlNetConfig | T2IAdapterConfig)
+    def config(self) -> ControlNetConfig | LLLiteConfig | T2IAdapterConfig:
+        assert isinstance(self.part.config, ControlNetConfig | LLLiteConfig | T2IAdapterConfig)
         return self.part.config
 
     @property
@@ -172,6 +174,12 @@ def control_of(source: TensorSource, unet: UNetConfig | None = None) -> ControlF
             file = ControlFile(source, "t2i_adapter", part)
             file.check(unet)
             return file
+    if any(n.startswith(LLLITE) for n in tensors):
+        lllite = derive_lllite(below(tensors, ""), SDXL.unet if unet is None else unet)
+        part = make_part("lllite", "", "original", lllite, tuple(lllite_rules(lllite)), tensors)
+        file = ControlFile(source, "lllite", part)
+        file.check(unet)
+        return file
     raise CheckpointError(
         f"{quoted(name)} holds no ControlNet and no T2I-Adapter (its first tensors are "
         f"{listed(list(tensors)[:3])})"

@@ -14,6 +14,7 @@ from torch import Tensor
 from minisd.config import (
     ControlNetConfig,
     IPAdapterConfig,
+    LLLiteConfig,
     T2IAdapterConfig,
     TAESDConfig,
     TextConfig,
@@ -28,7 +29,7 @@ from minisd.weights_loader.source import TensorInfo, TensorSource
 
 Tensors = Mapping[str, TensorInfo]
 ModelPart = UNetConfig | VAEConfig | TextConfig | TAESDConfig
-Control = ControlNetConfig | T2IAdapterConfig | IPAdapterConfig | VisionConfig
+Control = ControlNetConfig | T2IAdapterConfig | LLLiteConfig | IPAdapterConfig | VisionConfig
 Config = ModelPart | Control | UpscalerConfig
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
