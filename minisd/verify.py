@@ -205,7 +205,7 @@ def request_of(record: Mapping[str, object], engine: Engine, given: Given) -> Re
         return sha[:16]
 
     for units in ("controls", "picture_prompts"):  # those at weight 0 drew nothing
-        data[units] = [unit for unit in data.get(units) or () if unit["weight"] != 0]
+        data[units] = [unit for unit in data.get(units) or () if unit.get("weight") != 0]
     for unit in data["controls"]:
         if unit["model"] != REFERENCE:  # which has no file
             unit["model"] = alias("control", unit["model"])
