@@ -18,6 +18,7 @@ from minisd.hashes import Stamp
 from minisd.models.clip import TextEncoder
 from minisd.models.fused import use
 from minisd.models.graph import Graphs
+from minisd.models.packing import pack
 from minisd.models.taesd import TAESD
 from minisd.models.unet import UNet, compile_regions
 from minisd.models.vae import AutoencoderKL
@@ -72,6 +73,8 @@ def fill(network: nn.Module, weights: FileWeights, plan: Plan, part: str, execut
             network.place = torch.device(plan.part(part).device)
     kernels = plan.kernels.value
     use(network, kernels)
+    if kernels.packed and residency == "resident" and isinstance(network, UNet | AutoencoderKL):
+        pack(network)
     if isinstance(network, UNet):
         network.graphs = Graphs() if kernels.graph else None
         if kernels.compiled:

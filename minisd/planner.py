@@ -166,7 +166,8 @@ def candidates(
 def movers_refuse(wishes: Wishes, kernels: str) -> bool:
     """Whether an implementation was named that keeps what it made of the weights."""
     chosen = make_plan({"unet": 0}, kernels=kernels, device=wishes.device).kernels.value
-    return chosen.fused_qkv or chosen.graph or chosen.compiled or chosen.upsample_conv != "nearest"
+    keep = chosen.packed, chosen.fused_qkv, chosen.graph, chosen.compiled
+    return any(keep) or chosen.upsample_conv != "nearest"
 
 
 def in_bf16(plan: Plan, wishes: Wishes, facts: DeviceFacts) -> Plan:
@@ -184,8 +185,8 @@ def planned(elements: Mapping[str, int], wishes: Wishes, offload: str, kernels: 
     name = "none" if offload == "auto" else offload
     if name != "none" and movers_refuse(wishes, kernels):
         raise PlanError(
-            f"offload {name}: fused_qkv, graph, compiled and folded upsampling keep what they make of the "
-            "weights, which would not stay; leave them out or use offload none"
+            f"offload {name}: packed, fused_qkv, graph, compiled and folded upsampling keep what they make "
+            "of the weights, which would not stay; leave them out or use offload none"
         )
     plan = make_plan(elements, kernels=kernels, **named_of(wishes))
     what, residency = RUNGS[name]

@@ -6,21 +6,23 @@ from dataclasses import dataclass, fields, replace
 
 from minisd.kernels.attention import ATTENTIONS
 from minisd.kernels.conditions import avx512_missing, triton_missing
+from minisd.kernels.packed import packed_missing
 from minisd.kernels.registry import OPERATIONS
 from minisd.kernels.table import REGISTRY
 
 MISSING = {"triton": triton_missing, "avx512": avx512_missing}  # why a kind of kernel runs nowhere here
-SWITCHES = ("fused_qkv", "text_once", "times_once", "graph", "compiled")
+SWITCHES = ("packed", "fused_qkv", "text_once", "times_once", "graph", "compiled")
 
 
 @dataclass(frozen=True)
 class Kernels:
     """A name for each operation, and the exact restructurings that need no kernel.
 
-    fused_qkv: one product for query, key and value (and one for a text's key and value). text_once: keys and
-    values of the text once in a run. times_once: embeddings of all timesteps once, together. graph: the
-    UNet's kernels recorded and replayed (CUDA). compiled: torch.compile for each transformer and residual
-    block. The defaults are what networks compute unless something else is asked for.
+    packed: weights laid once as oneDNN multiplies them (CPU). fused_qkv: one product for query, key and value
+    (and one for a text's key and value). text_once: keys and values of the text once in a run. times_once:
+    embeddings of all timesteps once, together. graph: the UNet's kernels recorded and replayed (CUDA).
+    compiled: torch.compile for each transformer and residual block. The defaults are what networks compute
+    unless something else is asked for.
     """
 
     self_attention: str = "sdpa"
@@ -33,6 +35,7 @@ class Kernels:
     guidance: str = "torch"
     upsample_conv: str = "nearest"
     quantised_linear: str = "torch"
+    packed: bool = False
     fused_qkv: bool = False
     text_once: bool = False
     times_once: bool = False
@@ -47,12 +50,17 @@ class Kernels:
                 "a graph is recorded with all of a call in it; leave text_once and times_once out"
             )
 
+        if self.packed and self.fused_qkv:
+            raise ValueError("packed weights lie each for itself; leave fused_qkv or packed out")
+
     def why_not(self, device: str) -> str | None:
         """The reason why these cannot be had on this kind of device, or None."""
         if self.graph and device != "cuda":
             return f"graph records CUDA's kernels, and this is {device}; leave it out"
         if self.compiled and device != "cuda":
             return f"compiled costs minutes and gains 5 % on {device}; it is for CUDA"
+        if self.packed and (reason := packed_missing(device)) is not None:
+            return f"packed: {reason}"
         for op in OPERATIONS:
             one = REGISTRY.find(op, getattr(self, op))
             missing = MISSING.get(one.name)

@@ -15,6 +15,7 @@ from minisd.kernels import fused as operations
 from minisd.kernels.upsample import FOLDS
 from minisd.models.conv import NO_WRAP, Conv2d, Wrap, around, wrapped
 from minisd.models.once import Projections
+from minisd.models.packed import PackedLinear
 
 
 class GroupNorm(nn.GroupNorm):
@@ -60,6 +61,9 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """b n c -> b n inner."""
+        if self.implementation == "avx512" and isinstance(self.proj, PackedLinear):
+            weight = self.proj.packed
+            return operations.geglu(x, weight, self.proj.bias, implementation=self.implementation)
         if self.implementation == "torch" or type(self.proj) is not nn.Linear:
             value, gate = self.proj(x).chunk(2, dim=-1)
             return value * F.gelu(gate)

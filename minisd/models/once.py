@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.models.conv import each_alone
+from minisd.models.packed import PackedLinear
 
 
 def beside_each_other(*layers: nn.Module) -> Tensor | None:
@@ -90,7 +91,7 @@ class Text:
         self._made: dict[Projections, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, layer: Projections) -> tuple[Tensor, Tensor]:
-        if type(layer.to_k) is not nn.Linear or type(layer.to_v) is not nn.Linear:
+        if any(type(part) not in (nn.Linear, PackedLinear) for part in (layer.to_k, layer.to_v)):
             return layer.of_text(self.context)
         if layer not in self._made:
             self._made[layer] = layer.of_text(self.context)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.kernels.avx512.build import library
+from minisd.kernels.packed import linear
 
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -88,8 +88,8 @@ def layer_norm(
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """... m -> ... d, weight [2 d, m]: torch's product, then one pass."""
-    wide = F.linear(x, weight, bias).contiguous()
+    """... m -> ... d, weight [2 d, m], packed or not: oneDNN's product, then one pass."""
+    wide = linear(x, weight, bias).contiguous()
     d = wide.shape[-1] // 2
     out = torch.empty(*wide.shape[:-1], d, dtype=wide.dtype)
     pointers = wide.data_ptr(), None, None, None, None, out.data_ptr()
