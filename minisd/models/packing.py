@@ -22,7 +22,7 @@ def pack(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
             folded = isinstance(module, Upsample) and module.folded is not None
-            if type(layer) in (Conv2d, PointwiseConv) and not folded:
+            if isinstance(layer, Conv2d | PointwiseConv) and not folded:
                 module.register_module(name, PackedConv(layer))
 
 
