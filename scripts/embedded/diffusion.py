@@ -173,7 +173,7 @@ def train_diffusion(
     generator = torch.Generator().manual_seed(seed + run.step)
     captioner = Captioner(emoji, vocabulary, recipe, random.Random(seed + run.step))
     table = alphas_cumprod(**asdict(schedule)).float()
-    total = 0.0
+    losses: list[float] = []  # since the last line of the log
     while not run.done:
         lr = run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
         pictures, z = pool.draw(recipe.batch, weights, generator)
@@ -186,10 +186,11 @@ def train_diffusion(
         for opt in opts:
             opt.step()
         average.update()
-        run.step, run.seen, total = run.step + 1, run.seen + recipe.batch, total + loss.item()
+        run.step, run.seen = run.step + 1, run.seen + recipe.batch
+        losses.append(loss.item())
         if run.step % recipe.log_every == 0:
-            run.log(loss=total / recipe.log_every, lr=lr)
-            total = 0.0
+            run.log(loss=sum(losses) / len(losses), lr=lr)
+            losses.clear()
         if run.save_due():
             run.save(modules, opts)
         if look is not None and run.look_due():

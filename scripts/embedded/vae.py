@@ -122,7 +122,7 @@ def train_vae(
     generator = torch.Generator().manual_seed(seed + run.step)
     watched = painter.paint([source.draw(random.Random(1000 + i)) for i in range(24)])
     watched = watched.to(run.place.device)
-    total = 0.0
+    losses: list[float] = []  # since the last line of the log
     while not run.done:
         run.set_learning_rate(opts, recipe.lr, recipe.warm_up)
         x = draw_batch(painter, source, recipe, run.fraction >= recipe.whole_from, rng)
@@ -134,10 +134,11 @@ def train_vae(
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for opt in opts:
             opt.step()
-        run.step, run.seen, total = run.step + 1, run.seen + x.shape[0], total + loss.item()
+        run.step, run.seen = run.step + 1, run.seen + x.shape[0]
+        losses.append(loss.item())
         if run.step % recipe.log_every == 0:
-            run.log(loss=total / recipe.log_every, psnr=psnr(reconstruct(vae, watched), watched))
-            total = 0.0
+            run.log(loss=sum(losses) / len(losses), psnr=psnr(reconstruct(vae, watched), watched))
+            losses.clear()
         if run.save_due():
             run.save({"vae": vae}, opts)
     run.save({"vae": vae}, opts)

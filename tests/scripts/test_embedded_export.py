@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from minisd.config import TrainingSchedule
 from minisd.models.vae import AutoencoderKL
-from scripts.embedded import export
+from scripts.embedded import diffusion, export
 from scripts.embedded.data import Emoji
 from scripts.embedded.diffusion import DiffusionRecipe, build, initialise, train_diffusion
 from scripts.embedded.latents import LatentPool
@@ -96,6 +96,31 @@ def test_training_goes_on_from_an_exported_file(
     rows = [json.loads(line) for line in run.log_path.read_text("utf-8").splitlines()]
     assert len(shown) == steps
     assert rows[0]["step"] == 7001 and {"rate", "left_minutes", "loss"} <= rows[0].keys()
+
+
+def test_the_first_line_of_a_log_is_the_mean_of_its_own_steps(
+    written: tuple[Path, dict[str, dict[str, torch.Tensor]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: a loss that is a half at every step; the run goes on one step before a line is due."""
+    found = export.read(written[0], WORDS)
+    weights = {"text": found.text, "unet": found.unet, "text_ema": found.text, "unet_ema": found.unet}
+    Run.begin_from(tmp_path / "diffusion.pt", weights, 60.0, 7001, 224)
+    monkeypatch.setattr(diffusion, "loss_of", lambda text, unet, *_: 0 * unet.out[2].bias.sum() + 0.5)
+    pool = LatentPool([Picture((Object(0),))], torch.zeros(1, 4, 16, 16).half(), found.scale_factor)
+    run = Run(tmp_path, "diffusion", 1.03)
+    train_diffusion(
+        run,
+        pool,
+        torch.ones(1, dtype=torch.float64),
+        (APPLE,),
+        WORDS,
+        TrainingSchedule(),
+        DiffusionRecipe(batch=2, log_every=2),
+    )
+    rows = [json.loads(line) for line in run.log_path.read_text("utf-8").splitlines()]
+    assert rows[0]["step"] == 7002 and rows[0]["loss"] == 0.5
 
 
 def test_a_spent_budget_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
