@@ -28,6 +28,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.conversion",
     "minisd.credentials",
     "minisd.demo",
+    "minisd.differences",
     "minisd.engine",
     "minisd.errors",
     "minisd.events",

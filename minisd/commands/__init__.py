@@ -13,6 +13,7 @@ Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # 
 MODULES = (
     "draw",
     "demo",
+    "diff",
     "grid",
     "hashes",
     "info",

@@ -204,6 +204,13 @@ class Checkpoint:
             )
         return ema, f"{'EMA copy' if ema else 'plain weights'}: asked for"
 
+    def left_over(self) -> list[str]:
+        """Names of the file's tensors that no part reads, those of an EMA copy that is read not among
+        them."""
+        reasons, unknown = self._leftovers
+        mine = {*unknown, *(name for names in reasons.values() for name in names)}
+        return [name for name in self.source.tensors if name in mine]
+
     @cached_property
     def _leftovers(self) -> tuple[dict[str, list[str]], list[str]]:
         used: set[str] = set()
