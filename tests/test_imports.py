@@ -22,6 +22,7 @@ RUN_TIME = {
 FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd",
     "minisd.axis",
+    "minisd.batch",
     "minisd.config",
     "minisd.control",
     "minisd.conventions",

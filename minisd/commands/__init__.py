@@ -11,6 +11,7 @@ import argparse
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # argparse has no public name for it
 MODULES = (
+    "batch",
     "draw",
     "demo",
     "diff",
