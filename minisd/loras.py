@@ -14,9 +14,11 @@ import difflib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from minisd.adapters import Use, adapted
 from minisd.blocks import read_blocks
@@ -195,10 +197,8 @@ def embedding_of(read: EmbeddingVectors, model: Model) -> Embedding:
     """A learned word for the encoders of this model. Raises CheckpointError where a width fits none."""
     widths = {use.part: use.config.width for use in model.config.text}
     slots = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-    if "text_encoder" not in widths:  # SDXL's refiner
-        slots = {"clip_g": "text_encoder_2"}
     placed = {}
-    for slot, vectors in read.vectors:
+    for slot, vectors in meant_for(read, widths):
         width = vectors.shape[1]
         part = slots.get(slot) if slot is not None else None
         part = part or next((p for p, w in widths.items() if w == width), None)
@@ -237,5 +237,12 @@ def embeddings_from(
 
 def fits(read: EmbeddingVectors, model: Model) -> bool:
     """Whether every width is one of the model's."""
-    widths = {use.config.width for use in model.config.text}
-    return all(vectors.shape[1] in widths for _, vectors in read.vectors)
+    widths = {use.part: use.config.width for use in model.config.text}
+    meant = meant_for(read, widths)
+    return bool(meant) and all(vectors.shape[1] in widths.values() for _, vectors in meant)
+
+
+def meant_for(read: EmbeddingVectors, parts: Collection[str]) -> list[tuple[str | None, Tensor]]:
+    """The vectors that count for a model with these encoders: SDXL's refiner has the second alone, and takes
+    its half of a pair."""
+    return [(slot, v) for slot, v in read.vectors if slot != "clip_l" or "text_encoder" in parts]

@@ -151,6 +151,35 @@ def test_words_of_a_folder(tmp_path: Path) -> None:
         embeddings_from({"x": tmp_path / "other.safetensors"}, model)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-refiner"])
+def test_pairs_of_several_vectors(name: str, tmp_path: Path) -> None:
+    """Oracle: the bits of the two words whose vectors it holds, as prompt and as negative prompt. Both tiny
+    encoders are 32 wide, so that only the slots tell; inverse: the pair in the wrong order."""
+    model = tiny_model(name)
+    tables = {
+        use.part: encoder.text_model.embeddings.token_embedding.weight[[3055, 2368]].clone()  # apple, cat
+        for use, encoder in zip(model.config.text, model.text_encoders, strict=True)
+    }
+    pair = {"clip_g": tables["text_encoder_2"], "clip_l": tables.get("text_encoder", torch.ones(2, 7))}
+    save_file(pair, tmp_path / "zzyzx.safetensors")
+    words = embeddings_from(tmp_path, model)
+    assert words["zzyzx"].length == 2 and set(words["zzyzx"].vectors) == set(tables)
+    plain, taught = Engine(model), Engine(replace(model, embeddings=words))
+    assert torch.equal(latents(taught, "a red zzyzx"), latents(plain, "a red apple cat"))
+    negative = latents(taught, "a pear", negative_prompt="(zzyzx:1.2)")
+    assert torch.equal(negative, latents(plain, "a pear", negative_prompt="(apple cat:1.2)"))
+    assert not torch.equal(negative, latents(plain, "a pear"))
+    if name == "sdxl":
+        swapped = {"clip_l": pair["clip_g"], "clip_g": pair["clip_l"]}
+        save_file(swapped, tmp_path / "zzyzx.safetensors")
+        wrong = Engine(replace(model, embeddings=embeddings_from(tmp_path, model)))
+        assert not torch.equal(latents(wrong, "a red zzyzx"), latents(plain, "a red apple cat"))
+        save_file({"clip_g": pair["clip_g"]}, tmp_path / "zzyzx.safetensors")
+        half = Engine(replace(model, embeddings=embeddings_from(tmp_path, model)))
+        with pytest.raises(RequestError, match="has none for text_encoder; it was made for another family"):
+            latents(half, "a red zzyzx")
+
+
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     """Oracle: CheckpointError."""
     with pytest.raises(CheckpointError, match="is not a folder"):

@@ -5,7 +5,8 @@
     kohya, A1111 .safetensors            emb_params [n, w]
     SDXL                                 clip_l [n, 768] and clip_g [n, 1280]
 
-The last axis says the encoder; one of the two vectors of SDXL may be missing, then only that encoder changes.
+The last axis says the encoder. A pair serves SDXL, and its refiner by clip_g; a file with one of the two
+serves the models that have this encoder alone.
 """
 
 from __future__ import annotations
