@@ -7,7 +7,8 @@ number of threads may draw with one model at a time. All randomness comes from t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -196,6 +197,18 @@ def guidance_of(request: Request, *, told: bool = False) -> Guidance:
     )
 
 
+@contextmanager
+def as_planned(model: Model) -> Iterator[None]:
+    """Inside, an application's torch.autocast does not reach the networks: the plan says what computes in
+    which precision."""
+    kinds = {"cpu", *(torch.device(p.device).type for p in model.plan.parts)}
+    with ExitStack() as stack:
+        for kind in sorted(kinds):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 @dataclass(frozen=True)
 class Help:
     """What draws beside the model: control networks by their names, pictures attended to, adapters, and the
@@ -324,7 +337,7 @@ def draw(
         )
     if refiner is not None:
         check_pair(model.config, refiner.config)
-    with torch.inference_mode():
+    with torch.inference_mode(), as_planned(model):
         check()
         table = sigma_table(model.config, request)
         schedule = schedule_of(request)

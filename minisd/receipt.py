@@ -97,6 +97,7 @@ def machine(plan: Plan) -> dict[str, str | int | bool]:
         "cpu": processor(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "float32_matmul": torch.get_float32_matmul_precision(),  # an application's choice, for all of torch
     }
     device = torch.device(plan.device.value)
     if device.type == "cuda":

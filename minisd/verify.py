@@ -9,6 +9,7 @@ can be said is how near the pictures are (docs/receipts.md).
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -354,7 +355,7 @@ def difference(a: Image.Image, b: Image.Image) -> dict[str, float]:
     x, y = (np.asarray(i.convert("RGB"), dtype=np.float64) for i in (a, b))
     error = float(((x - y) ** 2).mean())
     out = {"levels": float(np.abs(x - y).max()), "share": float((x != y).any(axis=-1).mean())}
-    return out | ({"psnr_db": round(10 * np.log10(255**2 / error), 2)} if error > 0 else {})
+    return out | ({"psnr_db": round(10 * math.log10(255**2 / error), 2)} if error > 0 else {})
 
 
 def verify(

@@ -39,6 +39,7 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.images",
     "minisd.infotext",
     "minisd.lab",
+    "minisd.lab.pictures",
     "minisd.lab.work",
     "minisd.lora_extract",
     "minisd.lora_info",

@@ -1,4 +1,4 @@
-"""`minisd info` and `minisd verify`: what a picture says of itself, and whether it is true."""
+"""`minisd info`, `verify` and `trace`: what a picture says, whether it is true, where two part."""
 
 from __future__ import annotations
 
@@ -49,6 +49,30 @@ def add(commands: Commands) -> None:
     p.add_argument("--quick", action="store_true", help="check file and record only, without drawing")
     add_model_flags(p)
     p.set_defaults(run=verify)
+
+    p = commands.add_parser(
+        "trace",
+        help="say where two pictures' runs part",
+        description="Compare the records of two pictures: what they say differently, the first step whose "
+        "digests differ, and, drawing both again, the first layer whose output does.",
+        epilog="exit code: 0 every digest agrees, 1 they part",
+    )
+    p.add_argument("picture", help="a picture that minisd made")
+    p.add_argument("other", help="another one")
+    p.add_argument("--other-model", metavar="PATH", help="the model of the other picture, if not the same")
+    p.add_argument(
+        "--with",
+        dest="needed",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image, mask, LoRA or network that a request used, found by content; once for each",
+    )
+    p.add_argument("--refiner", metavar="PATH", help="the model that took over on the way")
+    p.add_argument("--quick", action="store_true", help="compare the records only, without drawing")
+    p.add_argument("--plot", metavar="FILE", help="write an SVG of every layer's difference")
+    add_model_flags(p)
+    p.set_defaults(run=trace)
 
 
 def info(args: argparse.Namespace) -> dict[str, object]:
@@ -123,3 +147,27 @@ def verify(args: argparse.Namespace) -> dict[str, object]:
         for name, text in finding.other.items():
             sys.stdout.write(f"{name:<10} {text}\n")
     return {**asdict(finding), "exit_code": finding.code}
+
+
+def trace(args: argparse.Namespace) -> dict[str, object]:
+    from minisd.lab.pictures import apart, layers, svg
+    from minisd.verify import Given
+
+    found = apart(args.picture, args.other)
+    answer: dict[str, object] = {**found.to_dict(), "exit_code": int(found.first is not None)}
+    if not args.json:
+        sys.stdout.write(f"{found}\n")
+    if found.first is None or args.quick:
+        return answer
+    other = argparse.Namespace(**vars(args))
+    other.model = args.other_model or args.model
+    with engine_of(args) as a, engine_of(other) as b, refiner_of(args) as refiner:
+        traced = layers(args.picture, args.other, a, b, Given(args.needed, refiner))
+    if args.plot is not None:
+        with open(args.plot, "w", encoding="utf-8") as file:
+            file.write(svg(traced, "relative difference of every layer"))
+    if not args.json:
+        sys.stdout.write(f"drawn again here, {traced}\n")
+        if traced.first is None:
+            sys.stdout.write("what parted them is machine, plan, versions or model, as told above\n")
+    return {**answer, "layers": traced.to_dict()["places"]}

@@ -1,14 +1,14 @@
-"""Two runs of one request compared layer by layer: where they first part, and how the difference grows.
+"""Two runs compared layer by layer: where they first part, and how the difference grows.
 
 The first run's layer outputs are kept in memory, so this is for few steps: about 100 MB for a pass of SD1.5
-at 512 x 512. Nothing is forced: from the second layer on a difference is what the layer makes of the
-differences it was given.
+at 512 x 512; `steps` says which. Layers of a model that takes over on the way are not listened to. Nothing is
+forced: from the second layer on a difference is what the layer makes of the differences it was given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from minisd.engine import Engine
 from minisd.model import Model
 from minisd.request import Request
+from minisd.samplers.step import Step
+from minisd.spot import Reached
+from minisd.trail import Trail
 
 
 @dataclass(frozen=True)
 class Place:
     """One layer's output in one pass. call: which pass of that network, from 1. relative: norm of the
-    difference over the norm. largest: absolute."""
+    difference over the norm. largest: absolute. step: of the run, from 1; 0 in text encoders."""
 
     network: str
     call: int
@@ -30,6 +33,7 @@ class Place:
     same: bool
     relative: float
     largest: float
+    step: int = 0
 
     def __str__(self) -> str:
         return f"{self.network} pass {self.call} {self.layer}"
@@ -104,13 +108,48 @@ def heard(model: Model, hear: Hear) -> Iterator[None]:
             hook.remove()
 
 
-def trace(a: Engine, b: Engine, request: Request) -> Trace:
-    """Draw the request with both engines, whose models have the same layers. The seed must be set."""
+class Until(Trail):
+    """A run that ends with Reached after a step."""
+
+    def __init__(self, last: int | None) -> None:
+        super().__init__()
+        self.last = last
+
+    def step(self, step: Step) -> None:
+        super().step(step)
+        if self.steps == self.last:
+            raise Reached
+
+
+def run(engine: Engine, request: Request, trail: Trail, refiner: Engine | None) -> None:
+    """A run to its end or to the trail's."""
+    with suppress(Reached):
+        engine.run(request, trail=trail, refiner=refiner)
+
+
+def trace(
+    a: Engine,
+    b: Engine,
+    request: Request,
+    other: Request | None = None,
+    *,
+    steps: range | None = None,
+    refiner: Engine | None = None,
+) -> Trace:
+    """Draw a request with both engines, whose models have the same layers; or with the second another one.
+    Seeds must be set. steps: those whose layers are compared, from 1; a run ends after the last of them. 0 is
+    what text encoders compute."""
     kept: dict[tuple[str, int, str], list[Tensor]] = {}
     places: list[Place] = []
+    trails = [Until(None if steps is None else max(steps, default=0)) for _ in range(2)]
+
+    def step_of(network: str, trail: Trail) -> int:
+        return 0 if network.startswith("text_encoder") else trail.steps + 1
 
     def keep(network: str, call: int, layer: str, out: Tensor) -> None:
-        kept.setdefault((network, call, layer), []).append(out.detach().to("cpu", torch.float32, copy=True))
+        if steps is None or step_of(network, trails[0]) in steps:
+            key = network, call, layer
+            kept.setdefault(key, []).append(out.detach().to("cpu", torch.float32, copy=True))
 
     def compare(network: str, call: int, layer: str, out: Tensor) -> None:
         waiting = kept.get((network, call, layer))
@@ -120,14 +159,15 @@ def trace(a: Engine, b: Engine, request: Request) -> Trace:
         if before.shape != now.shape:
             return  # prompts together in one run and apart in the other
         away = (now - before).double()
-        size = float(before.double().norm()) or 1.0
-        same = torch.equal(before, now)
-        places.append(Place(network, call, layer, same, float(away.norm()) / size, float(away.abs().max())))
+        size, same = float(before.double().norm()) or 1.0, torch.equal(before, now)
+        relative, largest = float(away.norm()) / size, float(away.abs().max())
+        step = step_of(network, trails[1])
+        places.append(Place(network, call, layer, same, relative, largest, step))
 
     with heard(a.model, keep):
-        a.run(request)
+        run(a, request, trails[0], refiner)
     with heard(b.model, compare):
-        b.run(request)
+        run(b, other or request, trails[1], refiner)
     return Trace(tuple(places))
 
 
