@@ -94,7 +94,7 @@ def steps_of(first: str | None, steps: int) -> range:
     if first is not None and first.startswith("step "):
         step = int(first.removeprefix("step "))
         return range(step, step + 2)
-    return range(steps + 1, steps + 2) if first in (None, "end", "pixels") else range(0, 2)
+    return range(steps + 1, steps + 2) if first in (None, "end", "pixels") else range(0, 3)
 
 
 def layers(first: SourcePath, second: SourcePath, a: Engine, b: Engine, given: Given | None = None) -> Trace:
