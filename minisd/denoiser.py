@@ -191,7 +191,8 @@ class Denoiser:
                 "middle_block": Edit(observe=lambda q, k, heads: maps.append(attention_received(q, k, heads)))
             }
         two_scales = self.image_scale not in (None, 1.0)
-        joined = bool(self.also) or any(len(a.conds(1)) > 1 for a in self.areas)
+        weighed = pulls(((self.cond, self.weight), *self.also))
+        joined = weighed or any(pulls(a.conds(1)) for a in self.areas)
         if self.always_uncond or joined or (acts and (rule.needs_uncond or two_scales)):
             same = self.cond.context.shape == self.uncond.context.shape
             if self.batching.prompts and same and not seen:
@@ -201,7 +202,7 @@ class Denoiser:
                 out_u = self.call(x, sigma, extra, [self.uncond], seen)
         else:
             out_c = out_u = self.call(x, sigma, extra, [self.cond])
-        if self.also:
+        if weighed:
             outs = [out_c, *(self.call(x, sigma, extra, [c]) for c, _ in self.also)]
             out_c = weighted(outs, [self.weight, *(w for _, w in self.also)], out_u, 1.0)
         alone = out_c is out_u
@@ -209,7 +210,9 @@ class Denoiser:
             out_c = self.areas[0].share * out_c
             for area in self.areas[1:]:
                 outs = [self.call(x, sigma, extra, [c]) for c, _ in area.conds(1)]
-                own = outs[0] if len(outs) == 1 else weighted(outs, [w for _, w in area.conds(1)], out_u, 1.0)
+                own = outs[0]
+                if pulls(area.conds(1)):
+                    own = weighted(outs, [w for _, w in area.conds(1)], out_u, 1.0)
                 out_c = out_c + area.share * own
             out_u = out_c if alone else out_u
         cond = denoised_from(out_c, x, sigma, self.prediction)
@@ -327,6 +330,12 @@ class Denoiser:
             residuals=residuals,
             wrap=self.wrap,
         ).to(x.dtype)
+
+
+def pulls(conds: Sequence[tuple[Conditioning, float]]) -> bool:
+    """Whether prompts pull by weight, which takes the unconditional prediction: several, or one whose weight
+    is not 1."""
+    return len(conds) > 1 or conds[0][1] != 1.0
 
 
 def attention_received(q: Tensor, k: Tensor, num_heads: int) -> Tensor:

@@ -82,6 +82,61 @@ def test_neutral_through_the_pipeline(neutral: dict[str, object], off: dict[str,
     assert torch.equal(a.latents, b.latents) and a.images[0].tobytes() == b.images[0].tobytes()
 
 
+class Computed(Exception):
+    """A rule was at work."""
+
+
+# function of minisd.denoiser that computes a rule, its neutral value beside whatever else it takes, another
+RULES: list[tuple[str, dict[str, object], dict[str, object]]] = [
+    ("rescaled", {"cfg_rescale": 0.0}, {"cfg_rescale": 0.5}),
+    ("projected", {"apg_eta": 1.0, "apg_norm": 0.0, "apg_momentum": 0.0}, {"apg_eta": 0.5}),
+    ("thresholded", {"mimic_scale": 0.0, "mimic_percentile": 0.7}, {"mimic_scale": 2.0}),
+    ("degraded", {"sag_scale": 0.0}, {"sag_scale": 0.5}),
+    ("Denoiser.worse", {"pag_scale": 0.0}, {"pag_scale": 0.5}),
+    ("Denoiser.worse", {"slg_scale": 0.0, "slg_start": 0.1, "slg_end": 0.9}, {"slg_scale": 0.5}),
+    ("weighted", {"prompt": "a cat AND a dog :0"}, {"prompt": "a cat AND a dog :0.1"}),
+    ("weighted", {"prompt": "a cat:1 AND a dog :0"}, {"prompt": "a cat :0.5 AND a dog :0"}),
+    ("weighted", {"prompt": "a cat :1", "conventions": "a1111"}, {"prompt": "a cat :0.5"}),
+    ("cfg", {"cfg_scale": 1.0}, {"cfg_scale": 1.1}),
+]
+
+
+@pytest.mark.parametrize("function,neutral,acting", RULES)
+def test_nothing_is_computed_at_the_neutral_value(
+    function: str, neutral: dict[str, object], acting: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: bits without the rule, whose function is never called; at another value it is."""
+    kept = {n: v for n, v in neutral.items() if n in ("cfg_scale", "conventions")}
+    off = drawn(**kept)
+
+    def computed(*args: object, **more: object) -> None:
+        raise Computed
+
+    monkeypatch.setattr(f"minisd.denoiser.{function}", computed)
+    on = drawn(**neutral)
+    assert torch.equal(on.latents, off.latents) and on.images[0].tobytes() == off.images[0].tobytes()
+    with pytest.raises(Computed):
+        drawn(**{**kept, **acting})
+
+
+@pytest.mark.parametrize("sampler", ["euler_cfgpp", "ddim_cfgpp"])
+def test_cfgpp_at_scale_zero_is_the_solver_without_it(sampler: str) -> None:
+    """Oracle: bits of Euler without a prompt's guidance; of another scale it is another picture."""
+    assert torch.equal(
+        drawn(sampler=sampler, cfg_scale=0.0).latents, drawn(sampler="euler", cfg_scale=0.0).latents
+    )
+    assert not torch.equal(
+        drawn(sampler=sampler, cfg_scale=0.3).latents, drawn(sampler="euler", cfg_scale=0.3).latents
+    )
+
+
+def test_the_weight_of_a_lone_prompt() -> None:
+    """Oracle: CFG with the scale multiplied by it, to rounding, where a colon is read as A1111 does."""
+    half = drawn(prompt="a cat :0.5", conventions="a1111", cfg_scale=4.0).latents
+    wanted = drawn(prompt="a cat", conventions="a1111", cfg_scale=2.0).latents
+    assert (half - wanted).norm() < 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize(
     "rule",
     [

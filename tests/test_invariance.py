@@ -19,6 +19,7 @@ from minisd.config import UNetConfig, VAEConfig
 from minisd.denoiser import Batching
 from minisd.model import Model
 from minisd.models.conv import Conv2d, PointwiseConv
+from minisd.models.fused import GroupNorm
 from minisd.models.unet import UNet
 from minisd.models.vae import AutoencoderKL
 from minisd.pipeline import Drawing, draw
@@ -112,33 +113,52 @@ def test_threads_do_not_change_a_picture(dtype: str) -> None:
     assert one.images[0].tobytes() == two.images[0].tobytes()
 
 
-def wide_outputs(dtype: torch.dtype, count: int, *, exact: bool) -> list[torch.Tensor]:
-    """Outputs of a wide UNet and VAE on `count` threads; `exact` False: without the two rules."""
+def wide_outputs(dtype: torch.dtype, count: int, *, products: bool = True) -> list[torch.Tensor]:
+    """Outputs for two images of a wide UNet and VAE, alone and then together, on `count` threads; `products`
+    False: 1x1 convolutions as torch computes them."""
     torch.manual_seed(0)
     unet = UNet(WIDE).to(dtype).eval()
     vae = AutoencoderKL(VAEConfig(ch=64, ch_mult=(1, 2), num_res_blocks=1)).to(dtype).eval()
-    if not exact:
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for module in (*unet.modules(), *vae.modules()):
-            if isinstance(module, PointwiseConv):
-                module.forward = lambda input, m=module: nn.Conv2d.forward(m, input)
-    x, context = torch.randn(1, 4, 32, 32).to(dtype), torch.randn(1, 77, 64).to(dtype)
+    for module in (*unet.modules(), *vae.modules()):
+        if not products and isinstance(module, PointwiseConv):
+            module.forward = lambda input, m=module: nn.Conv2d.forward(m, input)
+    x, context = torch.randn(2, 4, 32, 32).to(dtype), torch.randn(2, 77, 64).to(dtype)
+    t = torch.tensor([500.0])
     with threads(count), torch.inference_mode():
-        out = unet(x, torch.tensor([500.0]), context)
-        return [out, vae.decode(out)]
+        alone = torch.cat([unet(x[i : i + 1], t, context[i : i + 1]) for i in range(2)])
+        decoded = torch.cat([vae.decode(x[i : i + 1]) for i in range(2)])
+        return [alone, decoded, unet(x, t.expand(2), context), vae.decode(x)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_networks_of_real_width_and_threads(dtype: torch.dtype) -> None:
-    """Oracle: one thread."""
-    one, two = (wide_outputs(dtype, n, exact=True) for n in (1, 2))
+def test_networks_of_real_width(dtype: torch.dtype) -> None:
+    """Oracle: one thread; each image alone. The VAE gets one image at a time to save memory, not for bits."""
+    one, two = (wide_outputs(dtype, n) for n in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert torch.equal(one[0], one[2]) and torch.equal(one[1], one[3])
 
 
-def test_without_the_rules_threads_change_bits() -> None:
-    """Inverse: 1x1 convolutions as convolutions, channels last: bits depend on the number of threads."""
-    one, two = (wide_outputs(torch.float32, n, exact=False) for n in (1, 2))
+def test_without_matrix_products_threads_change_bits() -> None:
+    """Inverse: with 1x1 convolutions as convolutions bits depend on the number of threads."""
+    one, two = (wide_outputs(torch.float32, n, products=False) for n in (1, 2))
     assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalising_what_lies_channels_last(dtype: torch.dtype) -> None:
+    """Inverse: GroupNorm over channels last depends on what shares the call; over planes it does not, nor on
+    threads."""
+    norm = GroupNorm(32, 320, eps=1e-5, silu=True).to(dtype)
+    planes = torch.randn(4, 320, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    last = planes.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        with threads(1):
+            before = norm(planes)
+        with threads(2):
+            for x, same in ((planes, True), (last, False)):
+                alone = torch.cat([norm(x[i : i + 1]) for i in range(4)])
+                assert torch.equal(norm(x), alone) == same
+            assert torch.equal(norm(planes), before)
 
 
 def test_small_images_and_threads() -> None:

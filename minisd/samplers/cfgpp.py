@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from minisd.samplers.step import Noise, OnStep, add_noise, ancestral, slope, steps_of, tell
+from minisd.samplers.step import Noise, OnStep, add_noise, ancestral, euler_to, steps_of, tell
 
 DenoiseBoth = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
@@ -24,10 +24,11 @@ def sample_euler_cfgpp(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x_next = guided + sigma_next * eps_uncond: order 1, one (guided) call per step."""
+    """x_next = guided + sigma_next * eps_uncond: order 1, one (guided) call per step. Written as Euler's step
+    and the difference of the two, so that at scale 0, where there is none, it has Euler's bits."""
     for i, sigma, sigma_next in steps_of(sigmas):
         guided, unconditional = denoise(x, sigma)
-        x = guided + sigma_next * slope(x, unconditional, sigma)
+        x = euler_to(x, unconditional, sigma, sigma_next) + (guided - unconditional)
         tell(on_step, i, sigma, sigma_next, x, guided)
     return x
 
@@ -45,7 +46,7 @@ def sample_ddim_cfgpp(
     for i, sigma, sigma_next in steps_of(sigmas):
         guided, unconditional = denoise(x, sigma)
         down, up = ancestral(sigma, sigma_next, eta)
-        x = guided + down * slope(x, unconditional, sigma)
+        x = euler_to(x, unconditional, sigma, down) + (guided - unconditional)
         x = add_noise(x, noise, sigma, sigma_next, up)
         tell(on_step, i, sigma, sigma_next, x, guided)
     return x

@@ -147,6 +147,7 @@ class Encoding:
         if conds and others:
             conds = [self.mixed(a, b) for a, b in zip(conds, others, strict=True)]
         conds = conds or others
+        conds = [(c, w) for c, w in conds if w != 0.0] or conds  # weight 0 is as if it were not there
         longest = max(c.context.shape[1] for c, _ in conds)
         uncond = made[fields.index("negative_prompt")]
         return Prompts(tuple((stretched(c, longest), w) for c, w in conds), self.dropped(uncond))
