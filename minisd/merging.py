@@ -45,7 +45,7 @@ Method = Literal["weighted", "difference", "ties", "dare", "dare_ties"]
 DEFAULT_WEIGHT = {"weighted": 0.5, "difference": 1.0, "ties": 1.0, "dare": 1.0, "dare_ties": 1.0}
 MODELS = {"weighted": (2, 2), "difference": (3, 3), "ties": (2, 16), "dare": (2, 16), "dare_ties": (2, 16)}
 FIRST = "input_blocks.0.0.weight"  # takes more channels in inpainting models
-CHUNK = 2**20  # elements whose mask is drawn at once
+CHUNK = 2**18  # values that ties and dare work on at once
 KEY = "minisd.merge"
 
 
@@ -262,39 +262,52 @@ def combined(recipe: Recipe, m: float, first: Tensor, others: Sequence[Tensor], 
     if recipe.method == "difference":
         return (others[0] - others[1]).mul_(m).add_(first)
     shares = recipe.shares or (1.0,) * len(others)
-    changes = []
-    for n, other in enumerate(others):
-        delta = other - first
-        changes.append(
-            trimmed(delta, recipe.density)
-            if recipe.method == "ties"
-            else dropped(delta, recipe.density, recipe.seed, f"{n} {name}")
-        )
-    if recipe.method == "dare":
-        total = torch.stack([s * c for s, c in zip(shares, changes, strict=True)]).sum(0)
-    else:
-        total = elected(changes, shares)
-    return total.mul_(m).add_(first)
+    ties = recipe.method == "ties"
+    limits = [least_kept(other - first, recipe.density) if ties else 0.0 for other in others]
+    out = torch.empty(first.shape, dtype=first.dtype)
+    for start in range(
+        0, first.numel(), CHUNK
+    ):  # in pieces: memory for a few copies of a tensor, not a dozen
+        base, made, *rest = (t.flatten()[start : start + CHUNK] for t in (first, out, *others))
+        changes = [
+            over(other - base, limits[n])
+            if ties
+            else dropped(other - base, recipe.density, recipe.seed, f"{n} {name}", start)
+            for n, other in enumerate(rest)
+        ]
+        if recipe.method == "dare":
+            total = torch.stack([s * c for s, c in zip(shares, changes, strict=True)]).sum(0)
+        else:
+            total = elected(changes, shares)
+        made.copy_(total.mul_(m).add_(base))
+    return out
 
 
 def trimmed(delta: Tensor, density: float) -> Tensor:
     """The largest values of a tensor, the rest 0: density * n of them, more where sizes are equal."""
+    return over(delta, least_kept(delta, density))
+
+
+def least_kept(delta: Tensor, density: float) -> float:
+    """The smallest size that `trimmed` keeps."""
     n = delta.numel()
     kept = min(n, max(1, round(density * n)))
     if kept == n:
-        return delta
-    size = delta.abs()
-    least = torch.kthvalue(size.flatten(), n - kept + 1).values
-    return torch.where(size >= least, delta, torch.zeros_like(delta))
+        return 0.0
+    size = delta.abs().flatten().numpy()
+    size.partition(n - kept)
+    return float(size[n - kept])
 
 
-def dropped(delta: Tensor, density: float, seed: int, stream: str) -> Tensor:
-    """Each value kept with probability `density` and divided by it, else 0."""
-    keep = torch.empty(delta.numel(), dtype=torch.bool)
-    for start in range(0, delta.numel(), CHUNK):
-        count = min(CHUNK, delta.numel() - start)
-        keep[start : start + count] = torch.from_numpy(uniform(seed, stream, start, count) < density)
-    return torch.where(keep.reshape(delta.shape), delta / density, torch.zeros_like(delta))
+def over(delta: Tensor, least: float) -> Tensor:
+    return torch.where(delta.abs() >= least, delta, 0.0)
+
+
+def dropped(delta: Tensor, density: float, seed: int, stream: str, start: int = 0) -> Tensor:
+    """Each value kept with probability `density` and divided by it, else 0. start: the place of the first in
+    its tensor, a multiple of 4."""
+    keep = torch.from_numpy(uniform(seed, stream, start, delta.numel()) < density)
+    return torch.where(keep.reshape(delta.shape), delta / density, 0.0)
 
 
 def uniform(seed: int, stream: str, start: int, count: int) -> np.ndarray:
