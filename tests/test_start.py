@@ -87,7 +87,7 @@ def theirs(cls: type, name: str, asked: Request, **more: object) -> np.ndarray:
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", "sd2-v", "sdxl"])
 def test_image_to_image(name: str, strength: float, sampler: str) -> None:
     """Oracle: StableDiffusionImg2ImgPipeline and its XL sibling."""
     cls = StableDiffusionXLImg2ImgPipeline if name == "sdxl" else StableDiffusionImg2ImgPipeline
