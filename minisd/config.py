@@ -187,6 +187,21 @@ class CompactConfig:
         return self.convs + 1  # the picture itself, enlarged, is added
 
 
+@dataclass(frozen=True)
+class OtherUpscalerConfig:
+    """A network of an architecture that is not written here; the package spandrel runs it.
+
+    reach: not known; transformers see the whole picture. tiled: whether parts of a picture may be shown to it
+    alone.
+    """
+
+    architecture: str
+    channels: int
+    scale: int
+    tiled: bool = True
+    reach: int = 1 << 30
+
+
 UpscalerConfig = RRDBNetConfig | CompactConfig
 
 

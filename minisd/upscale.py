@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.config import CompactConfig, RRDBNetConfig, UpscalerConfig
+from minisd.config import CompactConfig, OtherUpscalerConfig, RRDBNetConfig, UpscalerConfig
 from minisd.control import is_path
 from minisd.errors import ImageError, NumericalError, PlanError, RequestError, listed, quoted
 from minisd.hires import FILTERS, LATENT
@@ -28,7 +28,9 @@ from minisd.models.compact import Compact
 from minisd.models.rrdbnet import RRDBNet
 from minisd.placement import choose_device, choose_dtype
 from minisd.request import Request
-from minisd.weights_loader.upscaler_file import open_upscaler
+from minisd.upscale_others import other_network
+from minisd.weights_loader.open import open_source
+from minisd.weights_loader.upscaler_file import OtherArchitecture, open_upscaler
 
 TILE, MARGIN = 256, 48  # pixels of the picture given
 MAX_PIXELS = 16384 * 16384  # of the picture made
@@ -39,8 +41,8 @@ class Upscaler:
     """A loaded network; any number of threads may use it."""
 
     name: str
-    network: nn.Module
-    config: UpscalerConfig
+    network: Callable[[Tensor], Tensor]
+    config: UpscalerConfig | OtherUpscalerConfig
     device: str
     dtype: torch.dtype
 
@@ -51,8 +53,9 @@ class Upscaler:
     def __call__(
         self, image: Image.Image, *, tile: int | None = TILE, margin: int | None = None
     ) -> Image.Image:
-        """An RGB image `scale` times as large. tile: pixels of a side that are enlarged at once; None: all.
-        margin: pixels around a tile that are seen with it; None: what the network sees, at most MARGIN.
+        """An RGB image `scale` times as large. tile: pixels of a side that are enlarged at once; None: all,
+        as always for a network that tells parts from the whole. margin: pixels around a tile that are seen
+        with it; None: what the network sees, at most MARGIN.
 
         Raises ImageError for a picture that would get too large, NumericalError for values that are not
         finite."""
@@ -79,6 +82,8 @@ class Upscaler:
             raise PlanError(f"tile {tile} and margin {around} must be at least 1 and 0 pixels")
         h, w = x.shape[-2:]
         padded = F.pad(x, (0, -w % square, 0, -h % square), mode="replicate") if square > 1 else x
+        if isinstance(self.config, OtherUpscalerConfig) and not self.config.tiled:
+            tile = None
         whole = tile is None or (tile >= h and tile >= w)
         out = self.network(padded) if whole else self.tiles(padded, up(tile or 1, square), up(around, square))
         return out[..., : h * self.scale, : w * self.scale]
@@ -110,11 +115,21 @@ def network_of(config: UpscalerConfig) -> nn.Module:
 
 
 def load_upscaler(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto") -> Upscaler:
-    """An RRDBNet (ESRGAN, BSRGAN, Real-ESRGAN) or SRVGGNetCompact from its file. device, dtype: by name
-    instead of automatic. Raises CheckpointError, PlanError."""
+    """An RRDBNet (ESRGAN, BSRGAN, Real-ESRGAN) or SRVGGNetCompact from its file; with the extra `upscalers`,
+    what spandrel knows, too. device, dtype: by name instead of automatic. Raises CheckpointError, PlanError.
+    """
     place = choose_device(device).value
     compute = choose_dtype(dtype, place).value
-    with open_upscaler(path) as file:
+    try:
+        file = open_upscaler(path)
+    except OtherArchitecture as why:
+        source = open_source(path)
+        try:
+            network, config, compute = other_network(source, why, place, compute, named=dtype != "auto")
+            return Upscaler(source.path.stem, network, config, place, compute)
+        finally:
+            source.close()
+    with file:
         with torch.device("meta"):
             network = network_of(file.config)
         network.load_state_dict(file.state_dict(dtype=compute), strict=True, assign=True)

@@ -88,6 +88,11 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     ("minisd/trust.py", {"cryptography"}, {"minisd.errors", "minisd.weights_loader.binary_file"}),
     ("minisd/signing.py", {"cryptography"}, {"minisd.errors", "minisd.receipt"}),
     ("minisd/credentials.py", {"c2pa"}, {"minisd"}),
+    (
+        "minisd/upscale_others.py",
+        {"torch", "spandrel"},
+        {"minisd.config", "minisd.errors", "minisd.weights_loader"},
+    ),
     ("minisd/picture.py", {"PIL"}, {"minisd.errors"}),
     ("minisd/control.py", set(), {"minisd.errors", "minisd.picture"}),
     ("minisd/picture_prompt.py", set(), {"minisd.control", "minisd.errors", "minisd.picture"}),

@@ -18,7 +18,8 @@ def add(commands: Commands) -> None:
     p = commands.add_parser(
         "upscale",
         help="make a picture larger",
-        description="Make a picture larger with an upscaler: ESRGAN, BSRGAN, Real-ESRGAN (RRDBNet, Compact). "
+        description="Make a picture larger with an upscaler: ESRGAN, BSRGAN, Real-ESRGAN (RRDBNet, Compact); "
+        "others with the extra minisd[upscalers]. "
         "To draw details with a model as well, see `minisd img2img --width --diffusion-tile` and "
         "`minisd txt2img --hires-scale`.",
         epilog="minisd upscale small.png large.png --upscaler RealESRGAN_x4plus.pth",

@@ -30,6 +30,10 @@ from minisd.weights_loader.upscaler_keymap import (
 PREFIXES = ("params_ema.", "params.", "")  # the first that is there is read
 
 
+class OtherArchitecture(CheckpointError):
+    """A file of tensors that are not those of a network written here."""
+
+
 class UpscalerFile:
     """An opened upscaler. Thread-safe to read; a context manager."""
 
@@ -90,7 +94,7 @@ def upscaler_of(source: TensorSource) -> UpscalerFile:
     others = tuple(p for p in PREFIXES if p and p != prefix)  # the copy without EMA
     unknown = [n for n in tensors if n not in read and not n.startswith(others)]
     if unknown:
-        raise CheckpointError(
+        raise OtherArchitecture(
             f"{quoted(name)} was taken for an upscaler, but {len(unknown)} tensors are not of it: "
             f"{listed(unknown)}; it may be of another architecture"
         )
@@ -104,7 +108,7 @@ def place_of(source: TensorSource) -> tuple[str, Spelling]:
             info = source.tensors.get(prefix + mark)
             if info is not None and (spelling != "compact" or len(info.shape) == 1):
                 return prefix, spelling
-    raise CheckpointError(
+    raise OtherArchitecture(
         f"{quoted(source.path.name)} holds no upscaler that minisd knows (RRDBNet of ESRGAN and Real-ESRGAN, "
         f"SRVGGNetCompact); its first tensors are {listed(list(source.tensors)[:3])}"
     )
