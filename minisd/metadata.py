@@ -33,6 +33,7 @@ MAX_TEXT = 4 * 2**20  # bytes of all texts of a file, unpacked
 MAX_CHUNKS = 100_000  # of a PNG; encoders write data in chunks of 8 KiB and more
 MAX_FILE = 256 * 2**20  # of formats that Pillow reads whole
 JPEG_EXIF = 65_533  # bytes that one APP1 segment holds
+OURS = b"minisd\0\0"  # how a MakerNote of ours begins
 EXIF_IFD, MAKER_NOTE, USER_COMMENT = 0x8769, 0x927C, 0x9286
 
 
@@ -110,7 +111,7 @@ def exif_bytes(parameters: str | None, record: str | None) -> bytes:
     """An EXIF block, big-endian, with UserComment and MakerNote."""
     values: list[tuple[int, bytes]] = []
     if record is not None:
-        values.append((MAKER_NOTE, b"minisd\0\0" + record.encode()))
+        values.append((MAKER_NOTE, OURS + record.encode()))
     if parameters is not None:
         values.append((USER_COMMENT, b"UNICODE\0" + parameters.encode("utf-16-be")))
     place = 26 + 2 + 12 * len(values) + 4
@@ -211,23 +212,29 @@ def read_exif(file: BinaryIO, path: Path) -> PictureFile:
     except Exception as error:  # Pillow's EXIF reader lets struct, index and type errors out
         raise ImageError(f"{quoted(path.name)} is not a PNG, JPEG, WebP or AVIF that can be read") from error
     texts: dict[str, str] = {}
-    for tag, keyword in ((USER_COMMENT, "parameters"), (MAKER_NOTE, "minisd")):
-        value = tags.get(tag)
-        data = value.encode("latin-1", "replace") if isinstance(value, str) else value
-        if not isinstance(data, bytes) or len(data) > MAX_TEXT:
-            continue
-        if tag == USER_COMMENT:
-            texts[keyword] = comment_text(data)
-        elif data.startswith(b"minisd\0\0"):
-            texts[keyword] = data[8:].decode("utf-8", "replace")
+    record = whole_bytes(tags.get(MAKER_NOTE))
+    ours = record.startswith(OURS)
+    if ours and len(record) <= MAX_TEXT:
+        texts["minisd"] = record[len(OURS) :].decode("utf-8", "replace")
+    comment = whole_bytes(tags.get(USER_COMMENT))
+    if comment and len(comment) <= MAX_TEXT:
+        texts["parameters"] = comment_text(comment, ours)
     return PictureFile(path, kind, width, height, texts)
 
 
-def comment_text(data: bytes) -> str:
-    """An EXIF UserComment. Its UTF-16 has the byte order of whoever wrote it, and programs disagree: the
-    order in which more characters are of the first 256 is taken, big-endian in doubt."""
+def whole_bytes(value: object) -> bytes:
+    """A tag's value as its bytes; none where it is of another kind."""
+    data = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    return data if isinstance(data, bytes) else b""
+
+
+def comment_text(data: bytes, ours: bool = False) -> str:
+    """An EXIF UserComment. Its UTF-16 has the byte order of whoever wrote it, and programs disagree: where it
+    is not ours, the order in which more characters are of the first 256 is taken, big-endian in doubt."""
     head, body = data[:8], data[8:]
     if head == b"UNICODE\0":
+        if ours:
+            return body.decode("utf-16-be", "replace")
         if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return body.decode("utf-16", "replace")
         high, low = body[0::2].count(0), body[1::2].count(0)
