@@ -36,8 +36,9 @@ SEEDS = 2**64
 class Request:
     """A picture to be. `None` means: as the model, the sampler or the convention says.
 
-    width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1; image i of `count` is the picture of seed + i
-    alone. cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); 1 is off.
+    width, height: pixels, multiples of 8. seed: 0 .. 2^64 - 1, or -1 as None; image i of `count` is the
+    picture of seed + i alone. cfg_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598);
+    1 is off.
     cfg_rescale: share of the rescaling of Lin et al. 2023 (arXiv:2305.08891, section 3.4). eta: noise of
     stochastic samplers. prompt_2, negative_prompt_2: what SDXL's second text encoder reads (None: the same).
     prompt_to, prompt_blend, prompt_path: a second prompt, how far towards it, and along an arc or a line.
@@ -178,6 +179,9 @@ class Request:
                 f"{self.width} x {self.height} is more than {MAX_PIXELS:,} pixels; ask for fewer",
                 field="width",
             )
+        for name in ("seed", "variation_seed"):
+            if type(value := getattr(self, name)) is int and value == -1:  # the community's "drawn"
+                object.__setattr__(self, name, None)
         whole(self, "seed", 0, SEEDS - 1, optional=True)
         whole(self, "count", 1, MAX_COUNT)
         whole(self, "steps", 1, MAX_STEPS)

@@ -32,7 +32,7 @@ WRONG: list[tuple[str, object, str]] = [  # (field, value, what the message says
     ("height", "512", "whole number in 8..8192, got \"'512'\""),
     ("height", 7, "it must lie in 8..8192"),
     ("height", 513, "513 is not a multiple of 8; try 512"),
-    ("seed", -1, "it must lie in 0..18446744073709551615"),
+    ("seed", -2, "it must lie in 0..18446744073709551615"),
     ("seed", 2**64, "it must lie in 0..18446744073709551615"),
     ("seed", 1.5, "whole number"),
     ("seed", False, "whole number"),
