@@ -98,12 +98,13 @@ CASES: dict[str, tuple[Callable[[], Call], bool]] = {
 
 
 def own_cases(path: str) -> dict[str, tuple[Callable[[], Call], bool]]:
-    """The implementations of a person's own file at the quick sites of their operations."""
+    """The implementations of a person's own file at the quick sites of their operations, in bfloat16."""
     cases: dict[str, tuple[Callable[[], Call], bool]] = {}
     for one in load_own(path):
         for site in QUICK[one.op]:
             case = make_case(site).to(torch.bfloat16)
-            cases[f"{one.name} {site}"] = (partial(called, one, case), False)
+            sizes = " ".join(f"{letter}{getattr(site, letter)}" for letter in "bhnmd")
+            cases[f"{one.name} {sizes}"] = (partial(called, one, case), False)
     return cases
 
 

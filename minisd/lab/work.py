@@ -70,7 +70,8 @@ def overview(own: str | None, model: str | None, size: int) -> Answer:
             one = registry.find(op, name)
             site = replace(QUICK[op][0], dtype=torch.bfloat16, device=device, arch=arch)
             reason = one.why_not(site)
-            lines.append(f"  {name:<16}{one.how}" + ("" if reason is None else f"  [not here: {reason}]"))
+            here_not = "" if reason is None else f"  [not here: {reason.removeprefix(f'{name}: ')}]"
+            lines.append(f"  {name:<16}{one.how}{here_not}")
             answer.append({"op": op, "name": name, "how": one.how, "why_not": reason})
     chosen: list[dict[str, object]] = []
     if model is not None:
@@ -146,13 +147,15 @@ def ahead_of_time(
 def resource_table(rows: Sequence[dict[str, object]]) -> str:
     """For people."""
     heads = ("case", "target", "kernel", "registers", "spills", "shared", "programs", "fits")
-    widths = (24, 9, 20, 10, 7, 8, 9, 6)
+    first = max([22, *(len(str(r["case"])) for r in rows)]) + 2
+    widths = (first, 9, 20, 10, 7, 8, 9, 6)
     lines = ["".join(f"{h:<{w}}" for h, w in zip(heads, widths, strict=True)) + "matrix instructions"]
     for r in rows:
         if "error" in r:
-            lines.append(f"{r['case']!s:<24}{r['target']!s:<9}{r['error']}")
+            lines.append(f"{r['case']!s:<{first}}{r['target']!s:<9}{r['error']}")
             continue
-        shown = "".join(f"{r[h]!s:<{w}}" for h, w in zip(heads, widths, strict=True))
+        known = {**r, "programs": "?"} if str(r["target"]).startswith("gfx") else r
+        shown = "".join(f"{known[h]!s:<{w}}" for h, w in zip(heads, widths, strict=True))
         matrix = r["matrix"]
         assert isinstance(matrix, dict)
         lines.append(shown + " ".join(f"{k}:{v}" for k, v in matrix.items()))

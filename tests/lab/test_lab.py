@@ -23,6 +23,7 @@ from minisd.lab.own import load_own
 from minisd.lab.shapes import KINDS, QUICK, make_case, sites_of_model
 from minisd.lab.timing import Limits, work_of
 from minisd.lab.trace import svg, trace
+from minisd.lab.work import resource_table
 from minisd.models.fused import GroupNorm, use
 from minisd.request import Request
 from tests.tiny import tiny_model
@@ -162,6 +163,18 @@ def test_the_list_says_what_runs_where(capsys: pytest.CaptureFixture[str]) -> No
     assert sum(s["calls"] for s in told["sites"] if s["site"].startswith("self_attention b2 h8 n4096")) == 5
     assert main(["kernels", "check", "--op", "gelu"]) == 1
     assert "no operation 'gelu'" in capsys.readouterr().err
+
+
+def test_a_table_of_resources_keeps_its_columns() -> None:
+    """Oracle: by eye: a long case, what did not compile, and AMD's programs, which nobody has counted."""
+    facts = {"kernel": "k", "registers": 9, "spills": 0, "shared": 0, "programs": 0, "fits": True}
+    row = {"case": "my_attention b2 h2 n70 m70 d40", "target": "sm_90", **facts, "matrix": {"HGMMA": 8}}
+    rows = [row, {**row, "target": "gfx942"}, {"case": "c", "target": "sm_80", "error": "no"}]
+    head, *lines = resource_table(rows).splitlines()
+    at = head.index("target")
+    assert [line[at:].split()[0] for line in lines] == ["sm_90", "gfx942", "sm_80"]
+    assert [line[head.index("programs")] for line in lines[:2]] == ["0", "?"]
+    assert lines[0].startswith("my_attention b2 h2 n70 m70 d40  sm_90")
 
 
 def test_bench_on_a_cpu_times_what_runs_there(
