@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -247,6 +248,49 @@ def test_every_name_leads_to_its_sampler() -> None:
     for name, schedule in SCHEDULES.items():
         for alias in (name, schedule.label, *schedule.aliases):
             assert find_schedule(alias) == find_schedule(alias.upper()) == name
+
+
+# A1111's samplers: label, other names, schedule under "Automatic"
+A1111 = """
+DPM++ 2M | k_dpmpp_2m | karras
+DPM++ SDE | k_dpmpp_sde | karras
+DPM++ 2M SDE | k_dpmpp_2m_sde | exponential
+DPM++ 2M SDE Heun | k_dpmpp_2m_sde_heun | exponential
+DPM++ 2S a | k_dpmpp_2s_a | karras
+DPM++ 3M SDE | k_dpmpp_3m_sde | exponential
+Euler a | k_euler_a k_euler_ancestral | normal
+Euler | k_euler | normal
+LMS | k_lms | normal
+Heun | k_heun | normal
+DPM2 | k_dpm_2 | karras
+DPM2 a | k_dpm_2_a | karras
+DPM fast | k_dpm_fast | normal
+DPM adaptive | k_dpm_ad | normal
+Restart | restart | karras
+DDIM | ddim | normal
+DDIM CFG++ | ddim_cfgpp | normal
+PLMS | plms | normal
+UniPC | unipc | normal
+LCM | k_lcm | lcm
+"""
+
+
+def test_names_of_a1111() -> None:
+    """Oracle: its table of samplers, written down by hand; the three that leave out a level."""
+    rows = [[part.strip() for part in line.split("|")] for line in A1111.strip().splitlines()]
+    for label, others, schedule in rows:
+        sampler = find_sampler(label)
+        assert sampler.a1111 == label and sampler.schedule == schedule
+        assert all(find_sampler(other) is sampler for other in others.split())
+    assert {s.a1111 for s in SAMPLERS.values() if s.a1111} == {label for label, _, _ in rows}
+    assert {s.a1111 for s in SAMPLERS.values() if s.discard} == {"DPM2", "DPM2 a", "DPM++ 3M SDE"}
+
+
+def test_names_of_diffusers_are_its_classes() -> None:
+    """Oracle: the package itself."""
+    named = [s.diffusers for s in SAMPLERS.values() if s.diffusers]
+    assert len(named) == len(set(named)) > 15
+    assert all(isinstance(getattr(diffusers, name), type) for name in named)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,21 @@ print(hashlib.sha256(slerp(a, b, 0.3).numpy().tobytes()).hexdigest())
 path = brownian_noise([3, 4], (4, 31, 33), 0.03, 14.6, torch.zeros(1))
 drawn = torch.stack([path(14.6, 9.0), path(9.0, 0.5), path(0.5, 0.03)])
 print(hashlib.sha256(drawn.numpy().tobytes()).hexdigest())
+for seed, draw in ((0, 0), (7, 3), (2**64 - 1, 1)):
+    print(philox_normal(seed, draw, (4,)).numpy().astype("<f4").tobytes().hex(" ", 4))
 """
+TORCH_DRAWS = """
+import hashlib, torch
+drawn = torch.randn(16384, generator=torch.Generator().manual_seed(0))
+print(hashlib.sha256(drawn.numpy().tobytes()).hexdigest())
+"""
+
+
+def printed(program: str, **variables: str) -> str:
+    """What a program prints in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("counter,key,output", VECTORS)
@@ -130,24 +144,26 @@ def test_the_global_generator_is_left_alone() -> None:
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_the_bits_do_not_depend_on_the_machine(capability: str) -> None:
-    """Oracle: a sha256 written down once, here and in a process kept to old instructions and one thread."""
+    """Oracle: sha256 and hex vectors written down once, here and in a process kept to old instructions and
+    one thread."""
     here = io.StringIO()
     with redirect_stdout(here):
         exec(PROGRAM, {})
-    plain = {
-        "ATEN_CPU_CAPABILITY": capability,
-        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_ICL AVX512_SPR",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM],
-        env={**os.environ, **plain},
-        capture_output=True,
-        text=True,
-        check=True,
+    there = printed(
+        PROGRAM,
+        ATEN_CPU_CAPABILITY=capability,
+        NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_ICL AVX512_SPR",
+        OMP_NUM_THREADS="1",
     )
-    assert here.getvalue().strip() == run.stdout.strip() == "\n".join(DIGESTS)
+    assert here.getvalue().strip() == there == "\n".join([*DIGESTS, *HEX.values()])
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="this CPU has old kernels alone"
+)
+def test_torchs_normals_depend_on_the_machine() -> None:
+    """Inverse: torch's CPU generator gives other bits without vector instructions."""
+    assert printed(TORCH_DRAWS, ATEN_CPU_CAPABILITY="default") != printed(TORCH_DRAWS)
 
 
 def test_one_draw_has_the_bytes_written_down() -> None:
