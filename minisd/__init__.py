@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minisd.picture import Picture
     from minisd.picture_prompt import PicturePrompt
     from minisd.placement import Plan
+    from minisd.quantisation import quantize
     from minisd.region import Region
     from minisd.request import Request
     from minisd.result import Result
@@ -60,6 +61,7 @@ WHERE = {
     "Plan": "placement",
     "plan": "model",
     "convert": "conversion",
+    "quantize": "quantisation",
     "Region": "region",
     "Request": "request",
     "open_checkpoint": "weights_loader.checkpoint",
@@ -90,6 +92,7 @@ __all__ = [
     "load_upscaler",
     "open_checkpoint",
     "plan",
+    "quantize",
 ]
 
 

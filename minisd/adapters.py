@@ -47,14 +47,21 @@ def adapted(model: Model, uses: Sequence[Use], *, way: Way = "auto") -> Model:
     way: "merged" makes changed weights anew; "beside" computes adapters next to their layers, for weights
     that cannot be changed; "auto" merges into floating point weights of 16 bits or more and goes beside the
     others. A use whose multipliers are all 0 changes no bit. Raises NumericalError when a merged weight is
-    not finite, PlanError for weights that cannot be merged and were asked to.
+    not finite, PlanError for weights that cannot be merged and were asked to, and for changes that need a
+    weight which is not in memory.
     """
     uses = ordered(uses)
+
+    def changed(network: Network, part: str) -> Network:
+        return with_terms(
+            network, terms_of(uses, part), part, way, torch.device(model.plan.part(part).device)
+        )
+
     encoders = tuple(
-        with_terms(encoder, terms_of(uses, use.part), use.part, way)
+        changed(encoder, use.part)
         for use, encoder in zip(model.config.text, model.text_encoders, strict=True)
     )
-    unet = with_terms(model.unet, terms_of(uses, "unet"), "unet", way)
+    unet = changed(model.unet, "unet")
     return replace(model, text_encoders=encoders, unet=unet)
 
 
@@ -73,8 +80,11 @@ def terms_of(uses: Sequence[Use], part: str) -> dict[str, list[Term]]:
     return terms
 
 
-def with_terms(network: Network, terms: dict[str, list[Term]], part: str, way: Way) -> Network:
-    """A network of new modules over the old tensors, but for the changed ones; itself without terms."""
+def with_terms(
+    network: Network, terms: dict[str, list[Term]], part: str, way: Way, device: torch.device
+) -> Network:
+    """A network of new modules over the old tensors, but for the changed ones; itself without terms. device:
+    where it computes, though its weights may not be there now."""
     if not terms:
         return network
     shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
@@ -83,7 +93,7 @@ def with_terms(network: Network, terms: dict[str, list[Term]], part: str, way: W
         parent, _, last = name.rpartition(".")
         owner, module = twin.get_submodule(parent), twin.get_submodule(name)
         if goes_beside(module, way, f"{part}.{name}"):
-            owner.register_module(last, beside(module, changes))
+            owner.register_module(last, beside(module, changes, f"{part}.{name}", device))
         else:
             merge(module, changes, f"{part}.{name}")
     return twin
@@ -106,6 +116,8 @@ def goes_beside(module: nn.Module, way: Way, where: str) -> bool:
 def merge(module: nn.Module, terms: Sequence[Term], where: str) -> None:
     """New weight and bias on `module`; the tensors that were there are not written to."""
     weight = cast(Tensor, module.weight)
+    if weight.is_meta:
+        raise away(where)
     new = total(weight, terms)
     if new is not weight:
         if not all(bool(torch.isfinite(v)) for v in torch.aminmax(new)):
@@ -114,7 +126,7 @@ def merge(module: nn.Module, terms: Sequence[Term], where: str) -> None:
                 "weights or use a wider dtype"
             )
         module.register_parameter("weight", nn.Parameter(new, requires_grad=False))
-    bias = bias_of(terms, weight)
+    bias = bias_of(terms, weight.dtype, weight.device)
     if bias is not None:
         old = cast(Tensor, module.bias)
         module.register_parameter("bias", nn.Parameter((old + bias).to(old.dtype), requires_grad=False))
@@ -135,32 +147,45 @@ def total(weight: Tensor, terms: Sequence[Term]) -> Tensor:
     return new.to(weight.dtype).contiguous(memory_format=layout)
 
 
-def bias_of(terms: Sequence[Term], like: Tensor) -> Tensor | None:
-    """The sum of changes of the bias, float32 or wider, on the device of `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    found = [t.multiplier * t.change.bias.to(like.device, dtype) for t in terms if t.change.bias is not None]
+def bias_of(terms: Sequence[Term], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The sum of changes of the bias, in float32 or this dtype if it is wider."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    found = [t.multiplier * t.change.bias.to(device, dtype) for t in terms if t.change.bias is not None]
     return None if not found else torch.stack(found).sum(0)
 
 
-def beside(module: nn.Module, terms: Sequence[Term]) -> SidePath:
-    """The module with its adapters as layers next to it, in the dtype that it computes in."""
+def away(where: str) -> PlanError:
+    return PlanError(
+        f"an adapter changes {where} in a way that needs its weight, which is not in memory; "
+        "load with offload none"
+    )
+
+
+def beside(module: nn.Module, terms: Sequence[Term], where: str, device: torch.device) -> SidePath:
+    """The module with its adapters as layers next to it, in the dtype that it computes in, on its device."""
     weight = dense_weight(module)
     paths: list[nn.Module] = []
     for multiplier, change in ((t.multiplier, t.change) for t in terms):
         if change.kind == "lora" and change.dora is None and change.factors:
-            paths.append(low_rank(module, change, multiplier, weight))
+            paths.append(low_rank(module, change, multiplier, weight, device))
         elif change.factors:
-            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            kind = torch.promote_types(weight.dtype, torch.float32)
             if change.kind in INDEPENDENT and change.dora is None:
-                wide = wide.new_zeros(()).expand(weight.shape)
+                wide = torch.zeros((), dtype=kind, device=device).expand(weight.shape)
+            elif weight.is_meta:
+                raise away(where)
+            else:
+                wide = weight.to(kind)
             paths.append(dense_like(module, (multiplier * change.dense(wide)).to(weight.dtype)))
-    bias = bias_of(terms, weight)
+    bias = bias_of(terms, weight.dtype, device)
     return SidePath(module, paths, None if bias is None else bias.to(weight.dtype))
 
 
-def low_rank(module: nn.Module, change: Change, multiplier: float, weight: Tensor) -> nn.Module:
+def low_rank(
+    module: nn.Module, change: Change, multiplier: float, weight: Tensor, device: torch.device
+) -> nn.Module:
     """The factors of a LoRA as layers of as many axes as the weight, multiplier and scale in the last."""
-    f = {k: v.to(weight.device) for k, v in change.factors.items()}
+    f = {k: v.to(device) for k, v in change.factors.items()}
     wide = torch.promote_types(weight.dtype, torch.float32)
     rank = f["lora_down"].shape[0]
     ones = (1,) * (weight.ndim - 2)

@@ -71,7 +71,7 @@ def baked(base: Checkpoint, uses: Sequence[Use], *, ema: bool | None = None) -> 
         value = base.reader(part, dtype=wide_dtype(stored, wanted), ema=copy).read(rule)
         if kind == "weight":
             return total(value, acting)
-        change = bias_of(acting, value)
+        change = bias_of(acting, value.dtype, value.device)
         return value if change is None else value + change
 
     return computed(base, make, ema=ema)

@@ -8,7 +8,7 @@ device whose operations take nothing beside their inputs and outputs; what oneDN
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -20,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from minisd.config import TextConfig, UNetConfig, VAEConfig
 from minisd.models.clip import TextEncoder
+from minisd.models.quantised import quantised
 from minisd.models.unet import CrossAttention, UNet
 from minisd.models.vae import AttnBlock, AutoencoderKL
+from minisd.quantise.sensitive import Layers
 from minisd.residency import all_tensors, pieces
 from minisd.wishes import Residency
 
@@ -80,10 +82,10 @@ class Tally(TorchFunctionMode):
 def convolved(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
     *_: object,
 ) -> Tensor:
     """An empty tensor of the shape that this convolution gives, b c h w."""
@@ -163,10 +165,12 @@ class Flowing:
         self.tally.__exit__(*error)
 
 
-def built(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+def built(make: Callable[[], nn.Module], dtype: torch.dtype, layers: Layers) -> nn.Module:
     with torch.device("meta"):
         network = make()
-    return network.to(dtype).requires_grad_(False).eval()
+    network.to(dtype).requires_grad_(False).eval()
+    quantised(network, layers, dtype)
+    return network
 
 
 @lru_cache(maxsize=64)
@@ -180,6 +184,7 @@ def unet_work(
     attention: str = "sdpa",
     reorders: bool = False,
     flow: Residency = "resident",
+    layers: Layers = (),
 ) -> int:
     """Bytes of one call of the UNet over `batch` latents of this size, `tokens` of text each, beside its
     weights."""
@@ -190,7 +195,7 @@ def unet_work(
         depth_mid=min(config.depth_mid, 1),
         depth_out=tuple(min(d, 1) for d in config.depth_out),
     )
-    network = built(lambda: UNet(once if flow == "resident" else config), dtype)
+    network = built(lambda: UNet(once if flow == "resident" else config), dtype, layers)
     like = {"device": "meta", "dtype": dtype}
 
     def run() -> None:
@@ -212,9 +217,10 @@ def vae_work(
     attention: str = "sdpa",
     reorders: bool = False,
     flow: Residency = "resident",
+    layers: Layers = (),
 ) -> int:
     """Bytes of decoding one latent of this size, in tiles of `tile` latents if given, beside the weights."""
-    network = built(lambda: AutoencoderKL(config), dtype)
+    network = built(lambda: AutoencoderKL(config), dtype, layers)
     assert isinstance(network, AutoencoderKL)
     like = {"device": "meta", "dtype": dtype}
 
@@ -231,10 +237,12 @@ def vae_work(
 
 
 @lru_cache(maxsize=64)
-def text_work(config: TextConfig, dtype: torch.dtype, flow: Residency = "resident") -> int:
+def text_work(
+    config: TextConfig, dtype: torch.dtype, flow: Residency = "resident", layers: Layers = ()
+) -> int:
     """Bytes of encoding one row of 77 tokens, beside the weights."""
     once = replace(config, layers=1)
-    network = built(lambda: TextEncoder(once if flow == "resident" else config), dtype)
+    network = built(lambda: TextEncoder(once if flow == "resident" else config), dtype, layers)
     row = torch.empty(1, config.max_length, dtype=torch.int64, device="meta")
     pooled = config.projection_dim is not None and config.final_layer_norm
     norm = config.final_layer_norm

@@ -19,6 +19,7 @@ from minisd.models.clip import TextEncoder
 from minisd.models.fused import use
 from minisd.models.graph import Graphs
 from minisd.models.packing import pack
+from minisd.models.quantised import quantised
 from minisd.models.taesd import TAESD
 from minisd.models.unet import UNet, compile_regions
 from minisd.models.vae import AutoencoderKL
@@ -60,17 +61,19 @@ class Model:
 
 def fill(network: nn.Module, weights: FileWeights, plan: Plan, part: str, executor: Executor) -> None:
     """Weights into a network built on the meta device: now, or by the executor whenever they are needed."""
+    own = plan.part(part)
+    quantised(network, own.layers, own.dtype.value)
     network.requires_grad_(False).eval()
     places = all_tensors(network)
     weights.check_names(set(places))
-    residency = plan.part(part).residency.value
+    residency = own.residency.value
     if residency == "resident":
         network.load_state_dict(weights.fresh(tuple(places)), strict=True, assign=True)
         network.requires_grad_(False)
     else:
         executor.manage(part, network, residency, weights.fresh)
         if isinstance(network, TextEncoder):
-            network.place = torch.device(plan.part(part).device)
+            network.place = torch.device(own.device)
     kernels = plan.kernels.value
     use(network, kernels)
     if kernels.packed and residency == "resident" and isinstance(network, UNet | AutoencoderKL):
@@ -93,6 +96,7 @@ def file_weights(checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None
         channels_last=part in plan.channels_last.value,
         # beside another device's memory, the host's holds what comes and goes, unless nothing is to be kept
         kept=device.type != "cpu" and where.residency.value in ("staged", "streamed"),
+        layers=where.layers,
     )
 
 
@@ -143,7 +147,8 @@ def plan_of(
     places = {p.device for p in make_plan(elements, **named_of(wishes)).parts}
     devices = {place: device_facts(place) for place in places}
     sizes = Sizes.of(config, request)
-    return choose(config, elements, sizes, wishes, devices, kernels=kernels, count=count)
+    stored = {name: checkpoint.stored_layers(name) for name in names}
+    return choose(config, elements, sizes, wishes, devices, stored=stored, kernels=kernels, count=count)
 
 
 def plan(

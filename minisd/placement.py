@@ -17,6 +17,7 @@ import torch
 from minisd.denoiser import Batching
 from minisd.errors import PlanError
 from minisd.kernels import Kernels, why_not
+from minisd.quantise.sensitive import Layers
 from minisd.wishes import CALLS, Named, Residency, Wishes, group_of
 
 T = TypeVar("T")
@@ -42,13 +43,16 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part of the model: its device and dtype, the bytes of its weights there, and whether they stay."""
+    """One part of the model: its device and dtype, the bytes of its weights there, and whether they stay.
+    quant: the scheme by which weights are stored; layers: those it concerns, (module, scheme)."""
 
     part: str
     device: str
     dtype: Choice[torch.dtype]
     weight_bytes: int
     residency: Choice[Residency] = Choice("resident", "there is room")
+    quant: Choice[str] = Choice("none", "as wide as they are computed in")
+    layers: Layers = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Plan:
             dtype = str(p.dtype.value).removeprefix("torch.")
             weights = f"{p.weight_bytes / 1e6:>9,.1f} MB  {p.residency.value:<10}"
             rows.append(f"{p.part:<16}{p.device:<8}{dtype:<10}{weights}{p.dtype.reason}")
+            if p.layers:
+                rows.append(f"{'':<16}{len(p.layers)} layers stored as {p.quant.value}: {p.quant.reason}")
         batching = [n for n in ("images", "prompts") if getattr(self.batching.value, n)]
         rows += [
             f"device          {self.device.value}: {self.device.reason}",
@@ -125,6 +131,9 @@ class Plan:
                     "weight_bytes": p.weight_bytes,
                     "residency": p.residency.value,
                     "residency_reason": p.residency.reason,
+                    "quant": p.quant.value,
+                    "quant_reason": p.quant.reason,
+                    "quant_layers": len(p.layers),
                 }
                 for p in self.parts
             ],

@@ -19,6 +19,8 @@ from minisd.errors import PlanError
 from minisd.memory import text_work, unet_work, vae_work
 from minisd.placement import Choice, Plan, Stage, make_plan
 from minisd.plan_devices import DeviceFacts, parse_bytes
+from minisd.plan_storage import Storage
+from minisd.quantise.sensitive import Layers
 from minisd.request import Request
 from minisd.wishes import OFFLOADS, Residency, Wishes, group_of, named_of
 
@@ -65,18 +67,20 @@ def choose(
     wishes: Wishes,
     devices: Mapping[str, DeviceFacts],
     *,
+    stored: Mapping[str, Layers] | None = None,
     kernels: str = "auto",
     count: bool = True,
 ) -> Plan:
     """The fastest plan that fits.
 
-    elements: number of weights of each part. devices: facts by name, of all that the wishes lead to. count:
-    predict even where there is far more room than needed. Raises PlanError when nothing fits, saying what
-    would.
+    elements: number of weights of each part. stored: the layers that the file has in few bits. devices:
+    facts by name, of all that the wishes lead to. count: predict even where there is far more room than
+    needed. Raises PlanError when nothing fits, saying what would.
     """
     if wishes.offload not in OFFLOADS:
         raise PlanError(f"offload {wishes.offload!r} is not one of {', '.join(OFFLOADS)}")
-    first = planned(elements, wishes, "none", kernels)
+    storage = Storage(config, wishes, stored or {})
+    first = planned(elements, wishes, "none", kernels, storage)
     where = first.part("unet").device
     facts = devices[where]
     memory = budget(wishes, facts)
@@ -85,7 +89,7 @@ def choose(
         return replace(first, memory=memory)
     tried: list[Plan] = []
     fitting: Plan | None = None
-    for candidate in candidates(elements, sizes, wishes, facts, kernels):
+    for candidate in candidates(elements, sizes, wishes, facts, kernels, storage):
         stages = predicted(candidate, config, sizes, devices)
         plan = replace(candidate, memory=memory, stages=stages)
         if fitting is not None:
@@ -137,7 +141,12 @@ def roomy(
 
 
 def candidates(
-    elements: Mapping[str, int], sizes: Sizes, wishes: Wishes, facts: DeviceFacts, kernels: str
+    elements: Mapping[str, int],
+    sizes: Sizes,
+    wishes: Wishes,
+    facts: DeviceFacts,
+    kernels: str,
+    storage: Storage,
 ) -> Iterator[Plan]:
     """Plans in the order in which they are tried: exact ones first, from the fastest down."""
     forced = wishes.offload != "auto"
@@ -152,7 +161,7 @@ def candidates(
         for number, dtype in enumerate(dtypes):
             exact_only = not forced and number == 0 and len(dtypes) > 1
             for name in names[:1] if exact_only else names:
-                plan = planned(elements, replace(dtype, vae_tile=tile), name, kernels)
+                plan = planned(elements, replace(dtype, vae_tile=tile), name, kernels, storage)
                 if number > 0:
                     plan = in_bf16(plan, wishes, facts)
                 if tile is not None and wishes.vae_tile is None:
@@ -180,7 +189,9 @@ def in_bf16(plan: Plan, wishes: Wishes, facts: DeviceFacts) -> Plan:
     return replace(plan, parts=parts)
 
 
-def planned(elements: Mapping[str, int], wishes: Wishes, offload: str, kernels: str) -> Plan:
+def planned(
+    elements: Mapping[str, int], wishes: Wishes, offload: str, kernels: str, storage: Storage
+) -> Plan:
     """A plan on this rung, nothing predicted."""
     name = "none" if offload == "auto" else offload
     if name != "none" and movers_refuse(wishes, kernels):
@@ -188,7 +199,7 @@ def planned(elements: Mapping[str, int], wishes: Wishes, offload: str, kernels: 
             f"offload {name}: packed, fused_qkv, graph, compiled and folded upsampling keep what they make "
             "of the weights, which would not stay; leave them out or use offload none"
         )
-    plan = make_plan(elements, kernels=kernels, **named_of(wishes))
+    plan = storage.put(make_plan(elements, kernels=kernels, **named_of(wishes)))
     what, residency = RUNGS[name]
     why = "asked for by name" if wishes.offload == name else what
     parts = tuple(
@@ -227,25 +238,27 @@ def predicted(
 def stage_work(plan: Plan, config: ModelConfig, sizes: Sizes, group: str, facts: DeviceFacts) -> int:
     attention = plan.attention.value
     if group == "text":
-        return max(
-            (text_work(use.config, *kept_as(plan, use.part)) for use in config.text if use.config), default=0
-        )
+        return max((text_work(use.config, *kept_as(plan, use.part)) for use in config.text), default=0)
     if group == "unet":
-        dtype, flow = kept_as(plan, "unet")
+        dtype, flow, layers = kept_as(plan, "unet")
         together = plan.batching.value
         batch = (sizes.count if together.images else 1) * (2 if together.prompts and sizes.guided else 1)
         c = config.unet
-        work = unet_work(c, sizes.height, sizes.width, batch, TOKENS, dtype, attention, facts.reorders, flow)
+        work = unet_work(
+            *(c, sizes.height, sizes.width, batch, TOKENS, dtype, attention, facts.reorders, flow, layers)
+        )
         latents = sizes.count * c.out_channels * sizes.height * sizes.width * 4
         return work + 4 * latents  # the solver's own
-    dtype, flow = kept_as(plan, "vae")
+    dtype, flow, layers = kept_as(plan, "vae")
     tile = plan.vae_tile.value
     cells = None if tile is None else tile // config.vae.factor
-    return vae_work(config.vae, sizes.height, sizes.width, cells, dtype, attention, facts.reorders, flow)
+    work = config.vae, sizes.height, sizes.width, cells, dtype, attention, facts.reorders, flow, layers
+    return vae_work(*work)
 
 
-def kept_as(plan: Plan, part: str) -> tuple[torch.dtype, Residency]:
-    """What a part computes in, and how its working memory is counted: staged weights are counted whole."""
+def kept_as(plan: Plan, part: str) -> tuple[torch.dtype, Residency, Layers]:
+    """What a part computes in, how its working memory is counted (staged weights are counted whole), and its
+    layers in few bits."""
     own = plan.part(part)
     flow = own.residency.value
-    return own.dtype.value, "resident" if flow == "staged" else flow
+    return own.dtype.value, "resident" if flow == "staged" else flow, own.layers

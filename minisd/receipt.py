@@ -117,6 +117,7 @@ def plan_facts(plan: Plan) -> dict[str, object]:
             "device": torch.device(p.device).type,
             "dtype": str(p.dtype.value).removeprefix("torch."),
             "residency": p.residency.value,
+            **({"weights": p.quant.value} if p.layers else {}),
         }
         for p in plan.parts
     }

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from minisd.errors import CheckpointError, CheckpointWarning, listed, quoted
+from minisd.quantise.schemes import Form, form_of
+from minisd.quantise.sensitive import Layers, names_of
 from minisd.weights_loader.checkpoint import Checkpoint
 
 
@@ -25,20 +27,29 @@ class FileWeights:
         ema: bool | None,
         channels_last: bool,
         kept: bool,
+        layers: Layers = (),
     ) -> None:
-        """kept: hold a copy in the host's memory (pinned for CUDA) after the first reading."""
+        """kept: hold a copy in the host's memory (pinned for CUDA) after the first reading. layers: those
+        whose weights are stored in few bits."""
         checkpoint.check(part)
         self._checkpoint, self._part, self._ema = checkpoint, part, ema
         self._dtype, self._device, self._last = dtype, device, channels_last
         self._rules = {rule.ours: rule for rule in checkpoint.part(part).rules}
+        self._schemes = names_of(layers)
+        self._stored = {  # tensor of a stored weight: (the weight, which of its tensors)
+            f"{weight.removesuffix('weight')}{part}": (weight, part)
+            for weight, scheme in self._schemes.items()
+            for part in form_of(scheme, self._rules[weight].shape)
+        }
         self._seen: set[str] = set()
         self._kept: dict[str, Tensor] | None = {} if kept else None
 
     def check_names(self, names: set[str]) -> None:
         """Raises CheckpointError unless the file's parameters are exactly these."""
-        if names != self._rules.keys():
+        there = (self._rules.keys() - self._schemes.keys()) | self._stored.keys()
+        if names != there:
             raise CheckpointError(
-                f"the {self._part} has {len(names)} parameters, its file {len(self._rules)}; "
+                f"the {self._part} has {len(names)} parameters, its file {len(there)}; "
                 "the file is of another architecture"
             )
 
@@ -58,9 +69,15 @@ class FileWeights:
     def _read(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         known = self._seen.issuperset(names)
         reader = self._checkpoint.reader(self._part, dtype=self._dtype, ema=self._ema, allow_nonfinite=known)
-        tensors = {}
+        tensors, forms = {}, dict[str, Form]()
         for name in names:
-            tensor = reader.read(self._rules[name])
+            if name in self._stored:
+                weight, part = self._stored[name]
+                if weight not in forms:
+                    forms[weight] = reader.quantised(self._rules[weight], self._schemes[weight])
+                tensor = forms[weight][part]
+            else:
+                tensor = reader.read(self._rules[name])
             if self._last and tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             tensors[name] = tensor

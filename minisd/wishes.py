@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypedDict
 
 OFFLOADS = ("auto", "none", "staged", "streamed", "disk")
+QUANTS = ("auto", "none", "e4m3", "e4m3_tensor", "e5m2", "e5m2_tensor", "int8", "w8a8", "int4", "nf4")
 CALLS = ("auto", "together", "apart")
 Residency = Literal["resident", "staged", "streamed", "disk"]
 
@@ -17,10 +18,12 @@ Residency = Literal["resident", "staged", "streamed", "disk"]
 @dataclass(frozen=True)
 class Wishes:
     """device: of everything; unet_device, text_device, vae_device: of one kind of part. dtype and its kin:
-    what is computed in. offload: none (all weights stay), staged (each network comes for its stage and
-    goes), streamed (block by block, the next one on its way), disk (block by block, nothing kept). memory:
-    the most that may be taken on the UNet's device, "6GiB" or bytes. cfg: both predictions of guidance in one
-    call, or apart. attention: name of an implementation. vae_tile: pixels.
+    what is computed in. quant and its kin: how weights are stored in fewer bits than that
+    (`quantise.schemes`), none (not at all), or auto (as the file does). offload: none (all weights stay),
+    staged (each network comes for its stage and goes), streamed (block by block, the next one on its way),
+    disk (block by block, nothing kept). memory: the most that may be taken on the UNet's device, "6GiB" or
+    bytes. cfg: both predictions of guidance in one call, or apart. attention: name of an implementation.
+    vae_tile: pixels.
     """
 
     device: str = "auto"
@@ -31,6 +34,10 @@ class Wishes:
     unet_dtype: str = "auto"
     text_dtype: str = "auto"
     vae_dtype: str = "auto"
+    quant: str = "auto"
+    unet_quant: str = "auto"
+    text_quant: str = "auto"
+    vae_quant: str = "auto"
     offload: str = "auto"
     memory: str | int | None = None
     cfg: str = "auto"
@@ -38,7 +45,7 @@ class Wishes:
     vae_tile: int | None = None
 
     def of(self, kind: str, part: str) -> str:
-        """The wish of this kind ("device", "dtype") for a part: its own, or that for all."""
+        """The wish of this kind ("device", "dtype", "quant") for a part: its own, or that for all."""
         own: str = getattr(self, f"{group_of(part)}_{kind}")
         return own if own != "auto" else getattr(self, kind)
 
@@ -54,6 +61,10 @@ class Named(TypedDict, total=False):
     unet_dtype: str
     text_dtype: str
     vae_dtype: str
+    quant: str
+    unet_quant: str
+    text_quant: str
+    vae_quant: str
     offload: str
     memory: str | int | None
     cfg: str

@@ -53,6 +53,8 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.pipeline",
     "minisd.placement",
     "minisd.preprocess",
+    "minisd.quantisation",
+    "minisd.quantise_report",
     "minisd.region",
     "minisd.request",
     "minisd.samplers.names",  # names and facts, no torch
@@ -73,13 +75,14 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     (
         "minisd/weights_loader/",
         {"torch", "numpy", "safetensors"},
-        {"minisd.weights_loader", "minisd.config", "minisd.errors"},
+        {"minisd.weights_loader", "minisd.config", "minisd.errors", "minisd.quantise"},
     ),
     (
         "minisd/models/",
         {"torch", "einops"},
-        {"minisd.models", "minisd.kernels", "minisd.config", "minisd.errors"},
+        {"minisd.models", "minisd.kernels", "minisd.config", "minisd.errors", "minisd.quantise"},
     ),
+    ("minisd/quantise/", {"torch"}, {"minisd.quantise"}),
     ("minisd/text/", RUN_TIME, {"minisd"}),
     ("minisd/config.py", set(), set()),
     ("minisd/errors.py", set(), set()),

@@ -22,6 +22,7 @@ MODULES = (
     "lora",
     "models",
     "plan",
+    "quantize",
     "samplers",
     "tokens",
     "upscale",

@@ -14,7 +14,7 @@ from minisd.picture import Picture
 from minisd.picture_prompt import PicturePrompt
 from minisd.region import Region
 from minisd.request import Request
-from minisd.wishes import CALLS, OFFLOADS, Wishes, named_of
+from minisd.wishes import CALLS, OFFLOADS, QUANTS, Wishes, named_of
 
 if TYPE_CHECKING:
     from minisd.engine import Engine
@@ -207,6 +207,10 @@ WISH_HELP: dict[str, str] = {
     "unet_dtype": "the same for the UNet alone",
     "text_dtype": "the same for the text encoders alone",
     "vae_dtype": "the same for the VAE alone",
+    "quant": "store weights in few bits: int8, nf4, ... (default: as the file; none: wide)",
+    "unet_quant": "the same for the UNet alone",
+    "text_quant": "the same for the text encoders alone",
+    "vae_quant": "the same for the VAE alone",
     "offload": "none: weights stay; staged: each network comes for its stage; streamed: block by block; "
     "disk: block by block, nothing kept (default: the first that fits)",
     "memory": "the most to take, as 6GiB or 900MB (default: what is free)",
@@ -215,6 +219,7 @@ WISH_HELP: dict[str, str] = {
     "vae_tile": "decode in tiles of this size, to save memory",
 }
 WISH_CHOICES = {"offload": OFFLOADS, "cfg": CALLS}
+WISH_CHOICES |= dict.fromkeys(("quant", "unet_quant", "text_quant", "vae_quant"), QUANTS)
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

@@ -69,22 +69,25 @@ def per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     return layer(tokens)
 
 
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d that asks oneDNN by name for small single images, where torch would not."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if (
-            input.shape[0] == 1
-            and input.dtype == torch.float32
-            and input.device.type == "cpu"
-            and input.numel() <= SMALL
-            and torch.backends.mkldnn.is_available()
-        ):
-            assert not isinstance(self.padding, str), "these networks pad by numbers"
-            return torch.mkldnn_convolution(
-                input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-            )
-        return super().forward(input)
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """b c h w -> b c' h' w'."""
+    if (
+        x.shape[0] == 1
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() <= SMALL
+        and torch.backends.mkldnn.is_available()
+    ):
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def parts_of(channels: int) -> list[slice]:
@@ -92,30 +95,43 @@ def parts_of(channels: int) -> list[slice]:
     return [slice(start, start + LONG) for start in range(0, channels, LONG)]
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution [o, i, 1, 1], on a CPU a matrix product over pixels: b c h w -> b c' h w."""
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight, bias)
+    matrix = weight.flatten(1)
+    parts = parts_of(matrix.shape[1])
+
+    def one(image: Tensor) -> Tensor:
+        if image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous():
+            out = bias
+            pixels = image[0].permute(1, 2, 0).flatten(0, 1)  # h w c -> (h w) c, a view
+            for part in parts:
+                out = torch.addmm(out, pixels[:, part], matrix[:, part].T)
+            return out.unflatten(0, image.shape[2:]).permute(2, 0, 1)[None]
+        pixels, out = image[0].flatten(1), bias[:, None]
+        for part in parts:
+            out = torch.addmm(out, matrix[:, part], pixels[part])
+        return out.unflatten(-1, image.shape[2:])[None]
+
+    return each_alone(one, x)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d that asks oneDNN by name for small single images, where torch would not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str), "these networks pad by numbers"
+        return conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution [out, in, 1, 1], on a CPU computed as a matrix product over pixels."""
+    """A 1x1 convolution [out, in, 1, 1] by `pointwise`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, input: Tensor) -> Tensor:
         """b c h w -> b c' h w."""
-        if input.device.type != "cpu":
-            return super().forward(input)
         assert self.bias is not None
-        return each_alone(self._one, input)
-
-    def _one(self, image: Tensor) -> Tensor:
-        assert self.bias is not None
-        weight = self.weight.flatten(1)
-        if image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous():
-            out = self.bias
-            pixels = image[0].permute(1, 2, 0).flatten(0, 1)  # h w c -> (h w) c, a view
-            for part in parts_of(self.in_channels):
-                out = torch.addmm(out, pixels[:, part], weight[:, part].T)
-            return out.unflatten(0, image.shape[2:]).permute(2, 0, 1)[None]
-        pixels = image[0].flatten(1)
-        out = self.bias[:, None]
-        for part in parts_of(self.in_channels):
-            out = torch.addmm(out, weight[:, part], pixels[part])
-        return out.unflatten(-1, image.shape[2:])[None]
+        return pointwise(input, self.weight, self.bias)

@@ -98,7 +98,7 @@ class Upsample(nn.Module):
 
     def fold(self) -> None:
         """Sum the weights once. To be called again when they change."""
-        make = FOLDS.get(self.implementation)
+        make = FOLDS.get(self.implementation) if type(self.conv) is Conv2d else None
         self.folded = None if make is None else make(self.conv.weight)
 
 

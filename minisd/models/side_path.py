@@ -70,7 +70,8 @@ class SidePath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x as `base` takes it, or tokens b n c for a 1x1 convolution."""
         image = x.ndim == 4
-        out = self.base(x) if image else per_token(self.base, x)
+        called = image or isinstance(self.base, nn.Linear)  # so that what brings its weight hears of it
+        out = self.base(x) if called else per_token(self.base, x)
         for path in self.paths:
             out = out + (path(x) if image or isinstance(path, LowRank) else per_token(path, x))
         if self.added is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minisd.config import VAEConfig
 from minisd.kernels import attention
-from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around
+from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around, per_token
 from minisd.models.fused import GroupNorm, Upsample
 
 
@@ -58,9 +58,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
-        q, k, v = (F.linear(tokens, m.weight.flatten(1), m.bias) for m in (self.q, self.k, self.v))
+        q, k, v = (per_token(layer, tokens) for layer in (self.q, self.k, self.v))
         out = attention(q, k, v, num_heads=1, implementation=self.implementation)
-        out = F.linear(out, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        out = per_token(self.proj_out, out)
         return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minisd.config import ModelConfig, Prediction, TAESDConfig
 from minisd.errors import CheckpointError, listed, quoted
+from minisd.quantise.sensitive import Layers, why_left
 from minisd.weights_loader.detect import detect
 from minisd.weights_loader.detection import Detection
 from minisd.weights_loader.folder import FolderSource
@@ -189,6 +190,13 @@ class Checkpoint:
         copies = part == "unet" and self.ema_choice(ema)[0]
         renamed = ema_names(found, source.tensors) if copies else None
         return PartReader(source, found, dtype=dtype, allow_nonfinite=allow_nonfinite, renamed=renamed)
+
+    def stored_layers(self, part: str) -> Layers:
+        """(module, scheme) of the layers that the file stores in few bits and that stay so."""
+        reader, rules = self.reader(part), self.part(part).rules
+        left = {r.ours for r in rules if why_left(part, r.ours, r.shape) is not None}
+        found = ((r.ours, reader.scheme_of(r)) for r in rules if r.ours not in left)
+        return tuple((name.removesuffix(".weight"), scheme) for name, scheme in found if scheme is not None)
 
     def ema_choice(self, ema: bool | None = None) -> tuple[bool, str]:
         """(whether the EMA copy is the UNet, why). Raises CheckpointError if a copy is asked for and not

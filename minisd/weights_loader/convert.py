@@ -21,6 +21,8 @@ from torch import Tensor
 
 from minisd.config import ModelConfig, TextUse
 from minisd.errors import CheckpointError, quoted
+from minisd.quantise.schemes import SCHEMES, Form, form_of, quantise
+from minisd.quantise.sensitive import Layers, names_of
 from minisd.weights_loader import keymap
 from minisd.weights_loader.checkpoint import Checkpoint
 from minisd.weights_loader.config_json import KEY, config_to_json
@@ -39,6 +41,8 @@ from minisd.weights_loader.modelspec import model_spec
 from minisd.weights_loader.networks import ema_names
 from minisd.weights_loader.part import FP8, PartReader
 from minisd.weights_loader.prediction import MARKERS
+from minisd.weights_loader.quantised import KEY as QUANTISED
+from minisd.weights_loader.quantised import Declared, beside, declaration
 from minisd.weights_loader.rule import Rule, expected_theirs, same_names, theirs_from
 from minisd.weights_loader.safetensors_file import write_safetensors
 from minisd.weights_loader.source import TensorInfo
@@ -65,6 +69,7 @@ def convert(
     ema: bool | None = None,
     tokenizers: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    layers: Mapping[str, Layers] | None = None,
 ) -> Path:
     """Writes `checkpoint`, with its swapped parts, to `target` and returns the path.
 
@@ -72,8 +77,12 @@ def convert(
     for all floating point tensors; float8_e4m3fn or float8_e5m2 for matrices and convolutions of UNet and
     text encoders, with float16 for the rest; None keeps each one's. ema: write the EMA copy as the weights
     (None: see `Checkpoint.ema_choice`). prune_ema=False keeps the EMA copy beside the plain weights, in the
-    original layout.
+    original layout. tokenizers: {"tokenizer/vocab.json": text, ...}, which a diffusers folder holds beside
+    the weights. metadata: further entries of the files' headers. layers: by part, (module, scheme) of weights
+    to be stored in few bits, in the original layout.
 
+    What is left unread when loading is not written; see `Checkpoint.report()`. Raises CheckpointError when
+    the target exists, a part is damaged, or the layout cannot hold the model. Nothing is left behind then.
     Parts that the checkpoint lacks are lacking in the target.
     """
     target = Path(target)
@@ -95,11 +104,16 @@ def convert(
     for part in checkpoint.parts:
         checkpoint.check(part)
     if layout == "original":
-        items = list(_original(checkpoint, config, wanted, take_ema))
+        declared: Declared = {}
+        items = list(_original(checkpoint, config, wanted, take_ema, layers or {}, declared))
         if not prune_ema:
             items += _ema(checkpoint, wanted)
-        write_safetensors(target, items, _metadata(config, checkpoint.path.stem) | dict(metadata or {}))
+        stored = {QUANTISED: declaration(declared)} if declared else {}
+        told = _metadata(config, checkpoint.path.stem) | stored | dict(metadata or {})
+        write_safetensors(target, items, told)
         return target
+    if layers:
+        raise CheckpointError("the diffusers layout has no place for quantised weights; write the original")
     told = {"format": "pt"} | dict(metadata or {})
     _write_folder(checkpoint, config, target, wanted, take_ema, tokenizers or {}, told)
     return target
@@ -117,8 +131,14 @@ def _metadata(config: ModelConfig, title: str) -> dict[str, str]:
 
 
 def _original(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype | None, ema: bool
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype | None,
+    ema: bool,
+    layers: Mapping[str, Layers],
+    declared: Declared,
 ) -> Iterator[Item]:
+    """Every tensor of the file. Those in few bits are written down in `declared`."""
     tables: dict[str, tuple[str, Rules]] = {
         "unet": ("model.diffusion_model.", same_names(keymap.unet_rules(config.unet))),
         "vae": ("first_stage_model.", same_names(keymap.vae_rules(config.vae))),
@@ -130,7 +150,11 @@ def _original(
         tables["taesd"] = ("taesd.", same_names(checkpoint.part("taesd").rules))
     for part, (prefix, rules) in tables.items():
         if part in checkpoint.parts:
-            yield from _items(checkpoint, part, prefix, rules, dtype, ema)
+            few = layers.get(part, ())
+            yield from _items(checkpoint, part, prefix, rules, dtype, ema, names_of(few), declared)
+            if any(SCHEMES[scheme].whole for _, scheme in few):  # the mark by which others know scaled fp8
+                codes = next(SCHEMES[scheme].codes for _, scheme in few if SCHEMES[scheme].whole)
+                yield TensorInfo(prefix + "scaled_fp8", codes, (0,)), partial(torch.zeros, 0, dtype=codes)
     if config.family == "sdxl":  # where other programs look for them
         markers = ["v_pred"] if config.prediction == "v" else []
         for marker in [*markers, "ztsnr"] if config.zero_terminal_snr else markers:
@@ -141,11 +165,20 @@ def _original(
 
 
 def _items(
-    checkpoint: Checkpoint, part: str, prefix: str, rules: Rules, dtype: torch.dtype | None, ema: bool
+    checkpoint: Checkpoint,
+    part: str,
+    prefix: str,
+    rules: Rules,
+    dtype: torch.dtype | None,
+    ema: bool,
+    schemes: Mapping[str, str],
+    declared: Declared,
 ) -> Iterator[Item]:
-    """The tensors of a part under the names of `rules`, each made when it is written."""
+    """The tensors of a part under the names of `rules`, each made when it is written. schemes: of the weights
+    that are to be stored in few bits."""
     copy = ema if part == "unet" else None
     narrow = dtype if dtype in FP8 else None
+    source = checkpoint.reader(part, ema=copy)
     reader = checkpoint.reader(part, dtype=torch.float32 if narrow else dtype, ema=copy)
     other = checkpoint.reader(part, dtype=BESIDE_FP8, ema=copy) if narrow else reader
     by_name = {rule.ours: rule for rule in checkpoint.part(part).rules}
@@ -154,6 +187,12 @@ def _items(
         stacked.setdefault(rule.theirs, []).append(rule)
     for theirs, shape in expected_theirs(rules).items():
         rows, small = stacked[theirs], part in ("unet", *TEXT_PARTS) and len(shape) >= 2
+        scheme = schemes.get(rows[0].ours)
+        if scheme is not None:
+            declared[prefix + theirs] = scheme, shape
+            sources = [by_name[rule.ours] for rule in rows]
+            yield from _stored(source, prefix + theirs, shape, scheme, rows, sources)
+            continue
         used = reader if small else other
         kept = narrow if narrow and small else used.dtype_of(by_name[rows[0].ours])
         info = TensorInfo(prefix + theirs, kept, shape)
@@ -165,6 +204,25 @@ def _items(
             return tensor.to(info.dtype)
 
         yield info, make
+
+
+def _stored(
+    reader: PartReader, name: str, shape: tuple[int, ...], scheme: str, rows: list[Rule], sources: list[Rule]
+) -> Iterator[Item]:
+    """The tensors of one weight in few bits: as the source has it where it is stored so there."""
+
+    def form() -> Form:
+        if len(sources) == 1:
+            return reader.quantised(sources[0], scheme)
+        by_name = {rule.ours: rule for rule in sources}
+        [(_, tensor)] = theirs_from(rows, lambda ours: reader.read(by_name[ours]).float())
+        return quantise(tensor, scheme)
+
+    for part, (dtype, size) in form_of(scheme, shape).items():
+        yield (
+            TensorInfo(beside(name, part), dtype, size),
+            lambda part=part, size=size: form()[part].reshape(size),
+        )
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -222,7 +280,7 @@ def _write_folder(
             (part_of / name).write_text(text, encoding="utf-8")
         for part in present:
             stem, rules, _ = tables[part]
-            items = _items(checkpoint, part, "", rules, dtype, ema)
+            items = _items(checkpoint, part, "", rules, dtype, ema, {}, {})
             write_safetensors(part_of / part / f"{stem}.safetensors", items, metadata)
         part_of.rename(target)
     except OSError as error:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from minisd.errors import CheckpointError, quoted
+from minisd.quantise.schemes import Form
 from minisd.weights_loader.config_json import KEY
 from minisd.weights_loader.open import open_source
 from minisd.weights_loader.prediction import SCHEDULER
+from minisd.weights_loader.quantised import StoredSource
 from minisd.weights_loader.source import TensorInfo, TensorSource
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -80,6 +82,13 @@ class FolderSource:
         if slash:
             return self._sources[part].read(rest, dtype=dtype)
         return self._sources[""].read(name, dtype=dtype)
+
+    def stored(self, name: str) -> Form:
+        """As `quantised.StoredSource`."""
+        part, slash, rest = name.partition("/")
+        source = self._sources[part] if slash else self._sources[""]
+        assert isinstance(source, StoredSource), "only such a file has a QuantisedInfo"
+        return source.stored(rest if slash else name)
 
     def close(self) -> None:
         for source in self._sources.values():

@@ -16,6 +16,7 @@ from minisd.errors import CheckpointError, listed, quoted
 from minisd.weights_loader.binary_file import BinaryFile, os_reason
 from minisd.weights_loader.limits import MAX_HEADER
 from minisd.weights_loader.pickle_file import PickleFile
+from minisd.weights_loader.quantised import quantised_view
 from minisd.weights_loader.safetensors_file import SafetensorsFile
 from minisd.weights_loader.sharded import MAX_INDEX_BYTES, ShardedSource
 from minisd.weights_loader.source import TensorSource
@@ -42,12 +43,21 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (  # first bytes; what it is and what 
 
 
 def open_source(path: str | os.PathLike[str]) -> TensorSource:
-    """Opens a checkpoint file or an index of shards; its `container` says which it turned out to be.
+    """Opens a checkpoint file or an index of shards; its `container` says which it turned out to be. Weights
+    in few bits are seen as wide ones (`quantised.py`).
 
     Raises CheckpointError that names what the file is: an error page, a Git LFS pointer, another format, a
     folder, a device, damaged, missing, or not permitted.
     """
-    path = Path(path)
+    source = _opened(Path(path))
+    try:
+        return quantised_view(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _opened(path: Path) -> TensorSource:
     if os.path.isdir(path):
         raise CheckpointError(_folder_advice(path))
     file = BinaryFile(path)

@@ -24,6 +24,8 @@ from minisd.config import (
     VisionConfig,
 )
 from minisd.errors import CheckpointError, listed, quoted
+from minisd.quantise.schemes import SCHEMES, Form, form_of, quantise
+from minisd.weights_loader.quantised import FP8, QuantisedInfo, StoredSource
 from minisd.weights_loader.rule import Rule, expected_theirs
 from minisd.weights_loader.source import TensorInfo, TensorSource
 
@@ -31,7 +33,6 @@ Tensors = Mapping[str, TensorInfo]
 ModelPart = UNetConfig | VAEConfig | TextConfig | TAESDConfig
 Control = ControlNetConfig | T2IAdapterConfig | LLLiteConfig | IPAdapterConfig | VisionConfig
 Config = ModelPart | Control | UpscalerConfig
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,8 @@ class Part:
     contents: Contents
 
     def names(self, tensors: Tensors) -> set[str]:
-        """The file's tensors that this part reads: parameters, and the scales of 8-bit weights."""
-        names = {self.prefix + r.theirs for r in self.rules}
-        return (names | {scale_name(n) for n in names}) & tensors.keys()
-
-
-def scale_name(name: str) -> str:
-    """Of the factor of a scaled fp8 weight, as ComfyUI stores it: `X.weight` -> `X.scale_weight`."""
-    return name.removesuffix("weight") + "scale_weight" if name.endswith(".weight") else name
+        """The file's tensors that this part reads."""
+        return {self.prefix + r.theirs for r in self.rules} & tensors.keys()
 
 
 def make_part(
@@ -97,7 +92,7 @@ def check_part(part: Part, tensors: Tensors, what: str, hint: str = "") -> None:
         info = tensors[part.prefix + rule.theirs]
         if not rule.accepts(info.shape, wanted[rule.theirs]):
             wrong.append(f"{quoted(info.name)} is {list(info.shape)}; needs {list(wanted[rule.theirs])}")
-        if not info.dtype.is_floating_point:
+        if not info.dtype.is_floating_point and not isinstance(info, QuantisedInfo):
             quantised.append(info.name)
         if info.name.removesuffix("weight") + "comfy_quant" in tensors:
             quantised.append(info.name)
@@ -107,14 +102,15 @@ def check_part(part: Part, tensors: Tensors, what: str, hint: str = "") -> None:
     if quantised:
         raise CheckpointError(
             f"{what}: quantised weights that minisd does not read: {listed(quantised)}; "
-            "use a file in float32, float16, bfloat16 or fp8"
+            "use a file in float32, float16, bfloat16, fp8, or one that `minisd quantize` wrote"
         )
 
 
 class PartReader:
     """Reads the parameters of a part; one tensor of the file is held, so rows of a stacked one are read once.
 
-    dtype: of the result; None keeps the file's, and float32 for scaled fp8, whose values no 8-bit type holds.
+    dtype: of the result; None keeps the file's, and float32 for quantised weights, whose values no 8-bit type
+    holds.
     allow_nonfinite: accept NaN and infinity, which are a CheckpointError otherwise.
     renamed: {name in the file by the rules: name to read instead}, for EMA copies.
     constant: names of the matrices read so far that hold one value only; training leaves none such.
@@ -133,22 +129,18 @@ class PartReader:
         self._allow_nonfinite = allow_nonfinite
         self._renamed = renamed or {}
         self._held: tuple[str, Tensor] | None = None
+        self._held_form: tuple[str, str, Form] | None = None
         self.constant: list[str] = []
 
     def _name(self, rule: Rule) -> str:
         name = self._part.prefix + rule.theirs
         return self._renamed.get(name, name)
 
-    def _scale(self, name: str) -> str | None:
-        """The name of this tensor's fp8 scale, if it has one."""
-        scale = scale_name(name)
-        scaled = scale != name and scale in self._source.tensors and self._source.tensors[name].dtype in FP8
-        return scale if scaled else None
-
     def dtype_of(self, rule: Rule) -> torch.dtype:
         """Of the parameter when it is read."""
         name = self._name(rule)
-        return self._dtype or (torch.float32 if self._scale(name) else self._source.tensors[name].dtype)
+        info = self._source.tensors[name]
+        return self._dtype or (torch.float32 if isinstance(info, QuantisedInfo) else info.dtype)
 
     def read(self, rule: Rule) -> Tensor:
         """The parameter, in our shape. Raises CheckpointError for a value that is not finite, unless
@@ -156,7 +148,7 @@ class PartReader:
         name = self._name(rule)
         if self._held is None or self._held[0] != name:
             self._held = None
-            tensor = self._read(name)
+            tensor = self._source.read(name, dtype=self._dtype)
             if not self._allow_nonfinite:
                 low, high = check_finite(tensor, name, self._source.tensors[name].dtype)
                 if low == high and tensor.ndim > 1 and tensor.numel() > 1:
@@ -164,15 +156,48 @@ class PartReader:
             self._held = (name, tensor)
         return rule.ours_from(self._held[1])
 
-    def _read(self, name: str) -> Tensor:
-        scale = self._scale(name)
-        if scale is None:
-            return self._source.read(name, dtype=self._dtype)
-        if self._source.tensors[scale].shape not in ((), (1,)):
-            shape = list(self._source.tensors[scale].shape)
-            raise CheckpointError(f"{quoted(scale)} is {shape}; expected one number")
-        weight = self._source.read(name, dtype=torch.float32)
-        return (weight * self._source.read(scale, dtype=torch.float32)).to(self._dtype or torch.float32)
+    def scheme_of(self, rule: Rule) -> str | None:
+        """The scheme by which the file stores this parameter; None if it is wide. fp8 without scale counts as
+        scaled by 1."""
+        info = self._source.tensors[self._name(rule)]
+        if isinstance(info, QuantisedInfo):
+            return info.scheme
+        return f"{FP8[info.dtype]}_tensor" if info.dtype in FP8 else None
+
+    def quantised(self, rule: Rule, scheme: str) -> Form:
+        """The parameter in the stored form of a scheme: as it lies in the file where that has this form, else
+        made from the file's values. Raises CheckpointError for a value that is not finite, unless allowed."""
+        name = self._name(rule)
+        if self._held_form is None or self._held_form[:2] != (name, scheme):
+            self._held_form = None
+            self._held_form = name, scheme, self._form(name, self.scheme_of(rule), scheme)
+        form = self._held_form[2]
+        if rule.op != "rows":
+            shapes = form_of(scheme, rule.shape)
+            return {part: tensor.reshape(shapes[part][1]) for part, tensor in form.items()}
+        rows = slice(rule.start, rule.start + rule.shape[0])
+        return {part: t[rows].clone() if t.ndim else t for part, t in form.items()}
+
+    def _form(self, name: str, stored: str | None, wanted: str) -> Form:
+        source, info = self._source, self._source.tensors[name]
+        have = "" if stored is None else SCHEMES[stored].form
+        if stored is not None and have in (SCHEMES[wanted].form, f"{SCHEMES[wanted].form}_tensor"):
+            if isinstance(source, StoredSource) and isinstance(info, QuantisedInfo):
+                form = source.stored(name)
+            else:
+                form = {"weight": source.read(name), "scale_weight": torch.ones(())}
+            if not self._allow_nonfinite and info.dtype in FP8:
+                check_finite(form["weight"], name, info.dtype)
+            if form["scale_weight"].ndim == 0 and not SCHEMES[wanted].whole:
+                form["scale_weight"] = form["scale_weight"].expand(info.shape[0]).clone()
+            return form
+        dense = source.read(name)
+        if not self._allow_nonfinite:
+            check_finite(dense, name, info.dtype)
+        form = quantise(dense, wanted)
+        if not all(bool(torch.isfinite(t).all()) for t in form.values() if t.dtype.itemsize > 1):
+            raise CheckpointError(f"{quoted(name)} is too large for {wanted}, whose scales are float16")
+        return form
 
 
 def check_finite(tensor: Tensor, name: str, stored: torch.dtype) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from minisd.weights_loader import keymap
 from minisd.weights_loader.checkpoint import Checkpoint, checkpoint_of, open_checkpoint
 from minisd.weights_loader.config_json import KEY, config_to_json
 from minisd.weights_loader.expected import taesd_shapes, text_shapes, unet_shapes, vae_shapes
+from minisd.weights_loader.quantised import quantised_view
 from minisd.weights_loader.rule import theirs_from
 from minisd.weights_loader.source import TensorInfo
 from tests.weights_loader.fake import FakeSource, of_rows, of_tensors
@@ -57,7 +58,8 @@ def tiny_tensors(config: ModelConfig = TINY, seed: int = 0) -> dict[str, Tensor]
 
 def tiny(tensors: dict[str, Tensor] | None = None, name: str = "model.safetensors") -> Checkpoint:
     tensors = tiny_tensors() if tensors is None else tensors
-    return checkpoint_of(FakeSource(of_tensors(tensors), tensors, {KEY: config_to_json(TINY)}, name))
+    source = FakeSource(of_tensors(tensors), tensors, {KEY: config_to_json(TINY)}, name)
+    return checkpoint_of(quantised_view(source))
 
 
 def expected(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, ...]]]:
