@@ -35,6 +35,7 @@ from minisd.placement import Plan
 from minisd.previews import By, Previews
 from minisd.request import Request
 from minisd.result import Beside, Result
+from minisd.shortage import lowered, ran_out, shortage
 from minisd.text.choices import Wildcards
 from minisd.text.lists import Styles
 from minisd.text.written import Lists
@@ -68,6 +69,7 @@ class Engine:
         upscalers: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
         self._model: Model | None = model
+        self._lock = threading.RLock()  # held while the model is exchanged
         self.lists = Lists() if lists is None else lists
         self.controls = ControlNets(controls)
         self.loras = Loras(loras)
@@ -76,9 +78,10 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        if self._model is None:
-            raise MinisdError("this engine is closed; load again")
-        return self._model
+        with self._lock:
+            if self._model is None:
+                raise MinisdError("this engine is closed; load again")
+            return self._model
 
     @property
     def plan(self) -> Plan:
@@ -106,36 +109,76 @@ class Engine:
         through; Trail(keep=True) keeps the latents. refiner: an engine that takes over at the request's
         `refiner_at` (0.8 where it says nothing).
 
-        Raises RequestError, Cancelled or NumericalError; the engine is usable after any of them."""
-        model = self.model
-        whole = request.for_model(model.config, seed=secrets.randbits(32))
+        Where memory runs out, and `offload` was not asked for by name, it draws once more from the beginning
+        with the model one rung lower (`shortage.py`), which stays so; the plan and the receipt tell of it.
+
+        Raises RequestError, Cancelled, NumericalError or PlanError (no memory); the engine is usable after
+        any of them."""
+        whole = request.for_model(self.model.config, seed=secrets.randbits(32))
         if refiner is not None and whole.refiner_at is None:
             whole = replace(whole, refiner_at=REFINER_AT)
-
-        def draw_one(one: Request, listener: Listener | None, marks: Trail) -> Drawing:
-            return draw(
-                model,
-                one,
-                on_event=listener,
-                cancel=cancel,
-                preview_every=preview_every,
-                preview=shown,
-                job=job,
-                trail=marks,
-                networks=self.controls.networks(one.controls, model),
-                guests=guests_of(one.picture_prompts, model, self.controls.path),
-                stages=self.loras.stages,
-                refiner=None if refiner is None else refiner.model,
-                upscaler=self.upscalers.of(one, str(model.unet_device)),
-            )
-
         requests = self.lists.written_out(whole)
         wanted = on_event is not None and preview_every > 0
-        with nullcontext() if model.executor is None else model.executor.busy():
-            shown = self.previews.by(preview, model) if wanted else None
-            drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
-        others = () if refiner is None else refiner.model.files
-        return Result(drawing, model.name, __version__, model.plan, model.files, others, self.beside(whole))
+
+        def drawn(model: Model) -> Result:
+            def draw_one(one: Request, listener: Listener | None, marks: Trail) -> Drawing:
+                return draw(
+                    model,
+                    one,
+                    on_event=listener,
+                    cancel=cancel,
+                    preview_every=preview_every,
+                    preview=shown,
+                    job=job,
+                    trail=marks,
+                    networks=self.controls.networks(one.controls, model),
+                    guests=guests_of(one.picture_prompts, model, self.controls.path),
+                    stages=self.loras.stages,
+                    refiner=None if refiner is None else refiner.model,
+                    upscaler=self.upscalers.of(one, str(model.unet_device)),
+                )
+
+            with nullcontext() if model.executor is None else model.executor.busy():
+                shown = self.previews.by(preview, model) if wanted else None
+                drawing = draw_each(requests, whole, draw_one, on_event=on_event, trail=trail)
+            others = () if refiner is None else refiner.model.files
+            beside = self.beside(whole)
+            return Result(drawing, model.name, __version__, model.plan, model.files, others, beside)
+
+        again = False
+        while True:
+            model = self.model
+            plan = model.plan
+            try:
+                return drawn(model)
+            except (RuntimeError, MemoryError) as error:
+                said = shortage(error)
+                if said is None:
+                    raise
+            if again:
+                raise ran_out(plan, said)
+            del model
+            self._lower(plan, said)  # what the frames that failed had held is free by now
+            again = True
+            if trail is not None:
+                trail.clear()
+
+    def _lower(self, plan: Plan, said: str) -> None:
+        """Put the model one rung lower in place of that of `plan`; drawings under way keep the old one."""
+        with self._lock:
+            model = self.model
+            if model.plan is not plan:  # another thread has done it
+                return
+            again, words = model.again, model.embeddings
+            if again is None:
+                raise ran_out(plan, said)
+            del model
+            self._let_go()
+            try:
+                self._model = replace(lowered(again, plan, said), again=again, embeddings=words)
+            except MinisdError:
+                self._model = replace(again({}), again=again, embeddings=words)  # as it was
+                raise
 
     def beside(self, request: Request) -> tuple[Beside, ...]:
         """The networks that a request names, as files."""
@@ -205,12 +248,16 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the weights. Drawings under way finish with theirs."""
+        with self._lock:
+            self._let_go()
+        self.upscalers.clear()
+
+    def _let_go(self) -> None:
         model, self._model = self._model, None
         if model is not None and model.executor is not None:
             model.executor.close()
         self.controls.clear()
         self.loras.clear()
-        self.upscalers.clear()
 
     def __enter__(self) -> Engine:
         return self

@@ -109,17 +109,17 @@ class Executor:
     def take(self, group: Group) -> None:
         """Have the group's weights in place until `leave`."""
         with self._lock:
+            group.users += 1  # before anything can fail: `leave` is called then, too
             if not group.loaded:
                 self._make_room(group)
                 group.put(self._arrived(group))
-            group.users += 1
             if self._ahead.get(group.part):
                 self._send_for_next(group)
 
     def leave(self, group: Group) -> None:
         with self._lock:
             group.users -= 1
-            if group.users == 0 and group.part not in self._staged:
+            if group.loaded and group.users == 0 and group.part not in self._staged:
                 group.drop()
 
     def _make_room(self, group: Group) -> None:
@@ -135,7 +135,7 @@ class Executor:
         if coming is not None and coming[0] is group:
             return coming[1].result()
         if coming is not None:
-            coming[1].result()
+            coming[1].exception()  # waits; what went wrong concerns those who need it
         del coming
         return group.fetch()
 
@@ -171,7 +171,8 @@ class Executor:
         with self._lock:
             coming, self._coming = self._coming, None
             if coming is not None:
-                coming[1].result()
+                coming[1].exception()
+            del coming
             for group in self._groups:
                 if group.loaded and group.users == 0:
                     group.drop()

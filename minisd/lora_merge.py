@@ -147,8 +147,7 @@ def summed(
     """The factors of the sum. sums: of squares, of the whole and of what is lost, where there is a
     rank."""
     out: dict[str, Tensor] = {}
-    like = torch.empty(0, dtype=torch.float64)
-    if (bias := bias_of(terms, like)) is not None:
+    if (bias := bias_of(terms, torch.float64, torch.device("cpu"))) is not None:
         out["b_norm" if len(target.shape) == 1 else "diff_b"] = bias.to(dtype)
     acting = [t for t in terms if t.change.factors]
     if not acting:

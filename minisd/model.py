@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Unpack, cast
 
 import torch
@@ -28,6 +28,7 @@ from minisd.plan_devices import device_facts
 from minisd.planner import Sizes, choose
 from minisd.request import Request
 from minisd.residency import all_tensors
+from minisd.shortage import lowered, ran_out, shortage
 from minisd.text.embeddings import Embedding
 from minisd.trust import NO_PROOF, Proof, proven
 from minisd.weights import FileWeights
@@ -49,6 +50,7 @@ class Model:
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # learned words, by name
     files: tuple[Stamp, ...] = ()  # what it was loaded from
     executor: Executor | None = None  # of weights that do not stay
+    again: Callable[[Named], Model] | None = None  # loads it once more, with further wishes; None: as it is
 
     @property
     def unet_device(self) -> torch.device:
@@ -190,23 +192,66 @@ def load_model(
     Weights that stay are read tensor by tensor into their planned dtype, a part at a time; for others the
     files stay open until the model's executor is closed. request: what room is to be left for. proof: what
     the checkpoint must be; held against it before a tensor is used.
+
+    Where memory runs out all the same, and `offload` was not asked for by name, it is tried once more with
+    the next rung of the ladder (`shortage.py`).
     """
     paths = Paths(vae, text_encoder, text_encoder_2, tiny_vae)
+
+    def again(further: Named) -> Model:
+        made = loaded(path, paths, Wishes(**(named | further)), ema, kernels, request, proof)
+        if isinstance(made, Short):
+            raise ran_out(made.plan, made.said)
+        return made
+
+    made = loaded(path, paths, Wishes(**named), ema, kernels, request, proof)
+    by_name = Wishes(**named).offload != "auto"
+    if isinstance(made, Short):
+        if by_name:
+            raise ran_out(made.plan, made.said)
+        made = lowered(again, made.plan, made.said)
+    return made if by_name else replace(made, again=again)
+
+
+@dataclass(frozen=True)
+class Short:
+    """Memory ran out while this plan was carried out."""
+
+    plan: Plan
+    said: str
+
+
+def loaded(
+    path: str | os.PathLike[str],
+    paths: Paths,
+    wishes: Wishes,
+    ema: bool | None,
+    kernels: str,
+    request: Request | None,
+    proof: Proof,
+) -> Model | Short:
     # before anything is read: what is read is then what was stamped, or the stamp no longer holds
-    stamps = tuple(Stamp.of(p) for p in (path, vae, text_encoder, text_encoder_2) if p is not None)
+    given = (path, paths.vae, paths.text_encoder, paths.text_encoder_2)
+    stamps = tuple(Stamp.of(p) for p in given if p is not None)
     with ExitStack() as files:
         with proven(path, proof):
             checkpoint = opened(path, paths, files)
         config = usable(checkpoint)
-        plan = plan_of(checkpoint, request, paths, Wishes(**named), kernels=kernels, count=False)
+        plan = plan_of(checkpoint, request, paths, wishes, kernels=kernels, count=False)
         with torch.device("meta"):
             networks: dict[str, nn.Module] = {use.part: TextEncoder(use.config) for use in config.text}
             networks |= {"unet": UNet(config.unet), "vae": AutoencoderKL(config.vae)}
-            if tiny_vae is not None:
+            if paths.tiny_vae is not None:
                 networks["taesd"] = TAESD(checkpoint.taesd_config)
         executor = Executor()
-        for name, network in networks.items():
-            fill(network, file_weights(checkpoint, plan, name, ema), plan, name, executor)
+        try:
+            for name, network in networks.items():
+                fill(network, file_weights(checkpoint, plan, name, ema), plan, name, executor)
+        except (RuntimeError, MemoryError) as error:
+            said = shortage(error)
+            if said is None:
+                raise
+            return Short(plan, said)
         moves = any(p.residency.value != "resident" for p in plan.parts)
         if moves:
             executor.closes(files.pop_all().close)

@@ -82,6 +82,7 @@ class Plan:
     memory: Choice[int | None] = Choice(None, "not limited")  # bytes on the UNet's device
     stages: tuple[Stage, ...] = ()  # predicted; empty where there is far more room than needed
     rung: Choice[str] = Choice("resident", "there is room")
+    shortage: str | None = None  # the lack of memory on the rung above that led to this one (`shortage.py`)
 
     @property
     def peak(self) -> int:
@@ -150,6 +151,7 @@ class Plan:
                 for s in self.stages
             ],
             "peak": self.peak,
+            "shortage": self.shortage,
         }
 
 

@@ -30,7 +30,7 @@ class Storage:
         cannot be had."""
         parts = tuple(self._part(p) for p in plan.parts)
         kernels = plan.kernels.value
-        inside = [name for name in ("compiled", "fused_qkv") if getattr(kernels, name)]
+        inside = [name for name in ("packed", "compiled", "fused_qkv") if getattr(kernels, name)]
         inside += [] if kernels.upsample_conv == "nearest" else [f"upsample_conv={kernels.upsample_conv}"]
         unet = next((p for p in parts if p.part == "unet"), None)
         if unet is not None and unet.layers and inside:

@@ -51,6 +51,7 @@ SEALED = (
     "prompts",
     "tokens",
     "request",
+    "shortage",
 )
 
 
@@ -177,6 +178,7 @@ def receipt(
         "machine": machine(plan),
         "marks": [[m.name, m.sigma, m.digest(index)] for m in marks],
         "pixels": digest(image.convert("RGB")),
+        **({} if plan.shortage is None else {"shortage": plan.shortage}),
     }
 
 

@@ -94,6 +94,11 @@ class Trail:
         self._marks: list[Mark | tuple[str, float | None, Tensor]] = []
         self._waiting = 0
 
+    def clear(self) -> None:
+        """As it was made, for a drawing that begins anew."""
+        self.kept, self.answers, self._marks = {}, [], []
+        self._left, self.steps, self._waiting = MAX_ANSWERS, 0, 0
+
     def text(self, prompts: object) -> None:
         """What the text encoders gave."""
         self._marks.append(Mark("text", None, (digest_all(prompts),)))
