@@ -188,5 +188,6 @@ def test_bench_on_a_cpu_times_what_runs_there(
     monkeypatch.setattr(work, "sites_of_model", lambda *a, **k: (Called(site, 3, "unet"),))
     assert main(["kernels", "bench", "--op", "layer_norm", "--dtype", "float32", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [r["name"] for r in rows] == ["torch"] or torch.cuda.is_available()
+    names = [r["name"] for r in rows]
+    assert names in (["torch"], ["torch", "avx512"]) or torch.cuda.is_available()
     assert rows[0]["bound"] == "memory" and 0 < rows[0]["least"] <= rows[0]["median"]
