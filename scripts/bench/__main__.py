@@ -1,8 +1,10 @@
 """All benchmarks, one after the other: python -m scripts.bench. Nothing else should run meanwhile."""
 
-from scripts.bench import loading, startup, unet
+from scripts.bench import cpu, loading, samplers, startup
 
 if __name__ == "__main__":
     startup.main()
     loading.main()
-    unet.main()
+    samplers.main([])
+    for dtype in ("float32", "bfloat16"):
+        cpu.main(dtype)
