@@ -6,7 +6,7 @@ from torch import nn
 
 from minisd.models.conv import Conv2d, PointwiseConv
 from minisd.models.fused import Upsample
-from minisd.models.packed import PackedConv, PackedLinear
+from minisd.models.packed import PackedConv, PackedLinear, PackedPointwise
 from minisd.models.unet import SpatialTransformer
 
 
@@ -22,7 +22,9 @@ def pack(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
             folded = isinstance(module, Upsample) and module.folded is not None
-            if isinstance(layer, Conv2d | PointwiseConv) and not folded:
+            if isinstance(layer, PointwiseConv):
+                module.register_module(name, PackedPointwise(layer))
+            elif isinstance(layer, Conv2d) and not folded:
                 module.register_module(name, PackedConv(layer))
 
 
