@@ -11,18 +11,14 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "minisd"
-# not needed to understand one picture (ARCHITECTURE.md gives the reading order of the rest)
-AROUND = {
-    "": "cli conversion infotext",
-    "kernels": "configs fused_torch interpreter launch triton_attention triton_linear triton_norm "
-    "triton_rows upsample",
-    "lab": "__init__ aot check effect own record resources shapes timing trace work",
-    "models": "edits graph taesd tiling",
-    "samplers": "brownian cfgpp consistency dpm_solver er_sde multistep ramps restart sa_solver "
-    "sde_multistep unipc",
-    "text": "tokenizer_files",
-    "weights_loader": "config_json convert diffusers_config folder kinds pickle_entries pickle_file "
-    "pickle_reader pickle_values report sharded swap zip_archive",
+# what explains one picture, in the reading order of ARCHITECTURE.md
+CORE = {
+    "": "config request conventions pipeline sampling guidance denoiser placement model engine",
+    "kernels": "reference attention",
+    "models": "clip unet vae fused",
+    "samplers": "schedule scaling step ode sde noise",
+    "text": "tokenizer conditioning",
+    "weights_loader": "open detect derive keymap checkpoint",
 }
 
 
@@ -60,8 +56,8 @@ def main() -> None:
     for path in sorted(ROOT.rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         folder = name.split("/")[0] if "/" in name else "(top)"
-        names = AROUND.get("" if folder == "(top)" else folder, "").split()
-        table = around if path.stem in names else core
+        names = CORE.get("" if folder == "(top)" else folder, "").split()
+        table = core if path.stem in names else around
         table[folder] += code_lines(path)
     for title, table in (("core", core), ("around", around)):
         print(f"{title:<10}{sum(table.values()):>6}")
