@@ -8,9 +8,9 @@ BIN = $(VENV)/bin
 .PHONY: picture test check lint types lines bench
 picture: $(BIN)/minisd
 	$(BIN)/minisd txt2img "a red apple" -o apple.png
-# one thread: the tensors of tests are small, and threads that wait for each other cost more than they give
+# two processes of one thread: the tensors of tests are small, and threads that wait for each other cost more than they give
 test: $(VENV)/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=8
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

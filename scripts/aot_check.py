@@ -2,7 +2,6 @@
 
     python scripts/aot_check.py                        # sm_80, sm_90, gfx942 must hold; the others are shown
     python scripts/aot_check.py --only flash cross     # some of the cases
-    python scripts/aot_check.py --quick                # what the tests run
 
 Promised: everything compiles and fits into shared memory on sm_80, sm_90 and gfx942; on sm_90 no register is
 spilled, and wherever there is a product the warp-group instructions of Hopper (wgmma, HGMMA in its assembly)
@@ -19,12 +18,6 @@ from minisd.lab.work import ahead_of_time, resource_table
 
 PROMISED = ("sm_80", "sm_90", "gfx942")
 SHOWN = ("sm_100", "sm_120")
-QUICK = {
-    "sm_90": ("flash d40 long", "flash d64 short", "flash d160 long", "cross77 d64", "group_norm_silu 320")
-    + ("geglu 640", "int8 640", "layer_norm 640"),
-    "sm_80": ("flash d40 long",),
-    "gfx942": ("flash d64 short",),
-}
 
 
 def broken(row: dict[str, object]) -> str | None:
@@ -53,21 +46,14 @@ def check(targets: Sequence[str], only: Sequence[str]) -> tuple[list[dict[str, o
     return rows, wrong
 
 
-def quick() -> tuple[list[dict[str, object]], list[str]]:
-    """A few cases of each promised architecture."""
-    found = [check([target], cases) for target, cases in QUICK.items()]
-    return [r for rows, _ in found for r in rows], [w for _, wrong in found for w in wrong]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--targets", nargs="+", default=[*PROMISED, *SHOWN])
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold one of these")
-    parser.add_argument("--quick", action="store_true", help="what the tests run")
     args = parser.parse_args(argv)
-    rows, wrong = quick() if args.quick else check(args.targets, args.only)
+    rows, wrong = check(args.targets, args.only)
     sys.stdout.write(resource_table(rows) + "\n")
     sys.stdout.write("".join(f"BROKEN {line}\n" for line in wrong))
     sys.stdout.write(f"{len(rows)} kernels compiled, {len(wrong)} break the promise\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minisd.lab.work import ahead_of_time
-from scripts.aot_check import PROMISED, QUICK, broken, check, quick
+from scripts.aot_check import PROMISED, broken, check
 
 pytest.importorskip("triton")
 GOOD: dict[str, object] = {
@@ -23,18 +23,9 @@ GOOD: dict[str, object] = {
 }
 
 
-def test_kernels_compile_as_promised() -> None:
-    """Oracle: Triton's compiler and the vendors' tools: no spills, wgmma on sm_90; the others fit."""
-    rows, wrong = quick()
-    assert wrong == []
-    assert {str(r["target"]) for r in rows} == set(PROMISED)
-    assert len([r for r in rows if r["target"] == "sm_90"]) >= len(QUICK["sm_90"])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("target", PROMISED)
 def test_every_kernel_compiles_as_promised(target: str) -> None:
-    """Oracle: the same, all cases of one architecture."""
+    """Oracle: Triton's compiler and the vendors' tools: no spills and wgmma on sm_90; the others fit."""
     rows, wrong = check([target], [])
     assert wrong == [] and len(rows) > 20
 
