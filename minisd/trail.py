@@ -48,9 +48,10 @@ class Mark:
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and values, hex."""
     data = tensor.detach().cpu().contiguous()
-    head = f"{str(data.dtype).removeprefix('torch.')} {list(data.shape)} "
+    hashed = hashlib.sha256(f"{str(data.dtype).removeprefix('torch.')} {list(data.shape)} ".encode())
     # as bytes: numpy knows no bfloat16. Every machine torch runs on is little-endian
-    return hashlib.sha256(head.encode() + data.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    hashed.update(data.view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def tensors_in(value: object) -> Iterator[Tensor | str]:

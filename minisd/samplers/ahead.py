@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from minisd.samplers.names import SAMPLERS, solver
 
+Said = TypeVar("Said")
 Pair = tuple[float, float]  # sigma and sigma_next, as a solver asks
 AHEAD = 4  # answers kept ready: bounds the memory
 
@@ -50,21 +52,34 @@ class Ahead:
 
     def __init__(self, answer: Callable[[int, float, float], Tensor], expected: Sequence[Pair]) -> None:
         self.answer, self.expected = answer, expected
-        self.number = 0
+        self.number = 0  # of answers given
+        self.begun = 0  # of answers whose making began
         self.ready: dict[int, Future[Tensor]] = {}
         self.pool = ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1), "minisd-noise")
-        for number in range(min(AHEAD, len(expected))):
-            self.prepare(number)
+        self.prepare()
 
-    def prepare(self, number: int) -> None:
-        if number < len(self.expected):
-            self.ready[number] = self.pool.submit(self.answer, number, *self.expected[number])
+    def prepare(self) -> None:
+        """Have other threads make the next answers."""
+        self.begun = max(self.begun, self.number)
+        while self.begun < min(self.number + AHEAD, len(self.expected)):
+            answer = self.pool.submit(self.answer, self.begun, *self.expected[self.begun])
+            self.ready[self.begun] = answer
+            self.begun += 1
+
+    def beside(self, denoise: Callable[[Tensor, float], Said]) -> Callable[[Tensor, float], Said]:
+        """`denoise`, with the next answers made while it computes: between its calls, threads that want
+        Python's lock would keep the solver from it."""
+
+        def beside(x: Tensor, sigma: float) -> Said:
+            self.prepare()
+            return denoise(x, sigma)
+
+        return beside
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         number = self.number
         self.number += 1
         made = self.ready.pop(number, None)
-        self.prepare(number + AHEAD)
         if made is None or self.expected[number] != (sigma, sigma_next):
             return self.answer(number, sigma, sigma_next)
         return made.result()

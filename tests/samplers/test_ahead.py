@@ -79,6 +79,27 @@ def test_made_by_another_thread_and_given_back() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("minisd-noise")]
 
 
+def test_beside_a_network_every_answer_is_made_by_another_thread() -> None:
+    """Oracle: names of the threads. Inverse: without the network's calls, nothing is made after the first."""
+    makers: list[str] = []
+
+    def noted(number: int, sigma: float, sigma_next: float) -> Tensor:
+        makers.append(threading.current_thread().name)
+        return answer(number, sigma, sigma_next)
+
+    pairs = [(float(k), float(k - 1)) for k in range(20, 0, -1)]
+    for called in (True, False):
+        makers.clear()
+        with Ahead(noted, pairs) as noise:
+            denoise = noise.beside(lambda x, sigma: x)
+            for pair in pairs:
+                if called:
+                    denoise(torch.zeros(1), pair[0])
+                noise(*pair)
+        ahead = sum(name.startswith("minisd-noise") for name in makers)
+        assert ahead == (len(pairs) if called else AHEAD)
+
+
 def test_an_error_of_the_source_reaches_the_run() -> None:
     """Oracle: the error itself."""
 
