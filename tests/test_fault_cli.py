@@ -91,6 +91,11 @@ def test_stopped_anywhere(
     assert capsys.readouterr().err == "\nminisd: stopped\n" and left(tmp_path) == []
 
 
+def hear() -> None:
+    """A shell's job in the background is started deaf to SIGINT, and so would be its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_signal_in_the_middle_of_a_batch(model: Path, tmp_path: Path) -> None:
     """Oracle: SIGINT to a process without a terminal: 130, no traceback, whole pictures only."""
     jobs = tmp_path / "jobs.jsonl"
@@ -103,6 +108,7 @@ def test_a_signal_in_the_middle_of_a_batch(model: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         text=True,
+        preexec_fn=hear,
     )
     until = time.monotonic() + 120
     while (not out.is_dir() or len(left(out)) < 3) and time.monotonic() < until:
