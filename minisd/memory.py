@@ -47,7 +47,7 @@ class Tally(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         extra = 0
-        # by hand: attention as a fused kernel has it, and what takes a second and 170 MB of imports on this device
+        # three by hand: attention as a fused kernel has it, and what takes a second of imports on this device
         if func is F.scaled_dot_product_attention:
             b, h, n, d = args[0].shape
             out = args[0].new_empty(b, n, h, d).transpose(1, 2)
@@ -57,8 +57,6 @@ class Tally(TorchFunctionMode):
                 extra = args[0].nbytes + args[1].nbytes
         elif func in (F.group_norm, F.layer_norm):
             out = torch.empty_like(args[0])
-        elif func is F.embedding:
-            out = args[1].new_empty(*args[0].shape, args[1].shape[-1])
         else:
             out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, tuple | list) else (out,):
