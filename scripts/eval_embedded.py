@@ -182,9 +182,15 @@ def main() -> None:
         "steps": measure.STEPS,
     }
     figures: dict[str, Figures] = {} if args.only is None else kept(args.out, about)
+
+    def keep() -> None:
+        text = json.dumps({"about": about, "figures": figures}, indent=1)
+        args.out.write_text(text + "\n", encoding="utf-8")
+
     # before the rest: afterwards torch works with one thread per picture
     if args.only is None or "seconds" in args.only:
         figures["seconds"] = measure.seconds(artist)
+        keep()
     torch.set_num_threads(1)
     judge = Judge(Painter(sprites), sprites.emoji)
     begun = time.monotonic()
@@ -192,8 +198,7 @@ def main() -> None:
     for group, take in (groups | companion_figures(judge, args.model, amounts)).items():
         if args.only is None or group in args.only:
             figures[group] = take()
-            text = json.dumps({"about": about, "figures": figures}, indent=1)
-            args.out.write_text(text + "\n", encoding="utf-8")
+            keep()
             sys.stderr.write(f"\r{group}: {time.monotonic() - begun:.0f} s so far{' ' * 20}\n")
     print(table(figures))
 
