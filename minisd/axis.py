@@ -23,7 +23,9 @@ from pathlib import PurePath
 from minisd.errors import RequestError, quoted
 from minisd.lora_use import LoraUse
 from minisd.picture import Picture
-from minisd.request import MASKS, PICTURES, Request, read_picture
+from minisd.request import Request
+from minisd.request_data import PICTURES, read_picture
+from minisd.request_rules import MASKS
 
 MOST_CELLS = 400  # of a grid, so of an axis
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_to")  # searched by prompt_sr

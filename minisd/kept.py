@@ -27,7 +27,8 @@ from minisd.metadata import read_pixels
 from minisd.picture import digest
 from minisd.pipeline import CancelToken
 from minisd.receipt import canonical, named, plan_facts
-from minisd.request import SEEDS, Request
+from minisd.request import Request
+from minisd.request_rules import SEEDS
 from minisd.trail import digest_all
 from minisd.verify import integrity, record_of
 

@@ -15,7 +15,8 @@ import pytest
 from minisd.config import SD1, SDXL
 from minisd.conventions import CONVENTIONS, Forks
 from minisd.errors import RequestError
-from minisd.request import FORK_CHOICES, MAX_PROMPT_CHARACTERS, Request
+from minisd.request import FORK_CHOICES, Request
+from minisd.request_rules import MAX_PROMPT_CHARACTERS
 
 WRONG: list[tuple[str, object, str]] = [  # (field, value, what the message says)
     ("prompt", None, "must be text, got NoneType"),

@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minisd.request import SEEDS, Request
+from minisd.request import Request
+from minisd.request_rules import SEEDS
 from minisd.text.choices import Wildcards, expand
 from minisd.text.lists import Styles, read_styles, read_wildcards, style_named, styled
 
