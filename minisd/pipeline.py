@@ -368,6 +368,7 @@ def draw(
                 image = canvas.finished(image) if second is None else unpadded(image, canvas.size, request)
             images.append(image)
         lap("decode")
+        trail.settle()
     return Drawing(
         images=tuple(images),
         latents=latents.cpu(),

@@ -243,13 +243,13 @@ def sample(
         x = start.latents.to(exact) + noise * begin
     else:
         x = noise * (begin if request.forks.initial_noise == "sigma" else (1 + begin**2) ** 0.5)
-    finite: list[Tensor] = []
-    passed = trail.step
+    sums: list[Tensor] = []  # one value that is not finite leaves no sum that is
+    passed, dtype, here = trail.step, denoiser.dtype, device.type == "cpu"
 
     def watched(step: Step) -> None:
-        finite.append(torch.isfinite(step.x.sum()))  # one value that is not finite leaves no sum that is
-        if device.type == "cpu" and not finite[-1]:
-            check_finite(finite, denoiser.dtype)
+        sums.append(step.x.sum())
+        if here and not math.isfinite(sums[-1]):
+            check_finite(sums, dtype)
         passed(step)
         on_step(step)
 
@@ -263,18 +263,16 @@ def sample(
     with step_noise(request, sampler, sigmas, shape, x, options, start.taken) as draws:
         aside = draws.beside(denoise)
         x = solver(request.sampler)(aside, x, sigmas, noise=draws, on_step=watched, **options)
-    if (
-        device.type != "cpu"
-    ):  # asked once at the end: asking each step would make the host wait for the device
-        check_finite(finite, denoiser.dtype)
+    if not here:  # asked once at the end: asking each step would make the host wait for the device
+        check_finite(sums, dtype)
     if start.latents is not None and start.drawn is not None:
         x = torch.where(start.drawn > 0, x, start.latents.to(x))  # a last level above 0 leaves its noise
     return x / (1 + float(sigmas[-1]) ** 2) ** 0.5  # unit variance, where the last level is not 0
 
 
-def check_finite(flags: list[Tensor], dtype: torch.dtype) -> None:
-    """Raises NumericalError for the first step whose flag is false."""
-    good = torch.stack(flags).cpu()
+def check_finite(sums: list[Tensor], dtype: torch.dtype) -> None:
+    """Raises NumericalError for the first step whose latents have no finite sum."""
+    good = torch.stack(sums).isfinite().cpu()
     if not good.all():
         step = int(good.int().argmin()) + 1
         raise NumericalError(f"the latents are not finite after step {step} in {dtype}; try dtype float32")

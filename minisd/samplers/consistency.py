@@ -44,13 +44,19 @@ def sample_tcd(
     gamma 0 is the deterministic Euler step, 1 is LCM. The intermediate level is one of `table`'s, as in
     training.
     """
-    for i, sigma, sigma_next in steps_of(sigmas):
+    steps = steps_of(sigmas)
+    below = [jump_level(table, sigma_next, gamma) for _, _, sigma_next in steps]
+    for i, sigma, sigma_next in steps:
         denoised = denoise(x, sigma)
-        below = sigma_next
-        if sigma_next > 0 and gamma > 0:
-            t = math.floor((1 - gamma) * table.timestep(sigma_next))
-            below = min(float(table.sigma(torch.tensor(float(t)))), sigma_next)
-        x = euler_to(x, denoised, sigma, below)
-        x = add_noise(x, noise, sigma, sigma_next, math.sqrt(sigma_next**2 - below**2))
+        x = euler_to(x, denoised, sigma, below[i])
+        x = add_noise(x, noise, sigma, sigma_next, math.sqrt(sigma_next**2 - below[i] ** 2))
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
+
+
+def jump_level(table: SigmaTable, sigma_next: float, gamma: float) -> float:
+    """The trained level at (1 - gamma) of sigma_next's timestep, if it lies below sigma_next."""
+    if sigma_next == 0 or gamma == 0:
+        return sigma_next
+    t = math.floor((1 - gamma) * table.timestep(sigma_next))
+    return min(float(table.sigma(torch.tensor(float(t)))), sigma_next)

@@ -46,9 +46,12 @@ def sample_er_sde(
     s_noise: float = 1.0,
 ) -> Tensor:
     """ER-SDE of order 1 to 3, one call per step; the first steps are of the order that their past allows."""
+    steps = steps_of(sigmas)
+    inner = [(a, b) for _, a, b in steps if b > 0]
+    weights = [integrals(b, a) for a, b in inner] if order >= 2 else []
     pasts: list[tuple[Tensor, float]] = []  # (denoised, sigma), newest first
     slope_last: Tensor | None = None
-    for i, sigma, sigma_next in steps_of(sigmas):
+    for i, sigma, sigma_next in steps:
         denoised = denoise(x, sigma)
         if sigma_next == 0:
             x = denoised
@@ -58,7 +61,7 @@ def sample_er_sde(
             x = r * x + (1 - r) * denoised
             if order >= 2 and pasts:
                 step = sigma_next - sigma
-                i0, i1 = integrals(sigma_next, sigma)
+                i0, i1 = weights[i]
                 d1 = (denoised - pasts[0][0]) / (sigma - pasts[0][1])
                 x = x + (step + f_next * i0) * d1
                 if order >= 3 and slope_last is not None:

@@ -48,6 +48,11 @@ def adams_weights(nodes: Sequence[float], low: float, high: float, rate: float =
     return out
 
 
+def latest(levels: Sequence[float], i: int, count: int) -> list[float]:
+    """levels[i] and those before it, newest first: at most `count`."""
+    return [levels[j] for j in range(i, max(i - count, -1), -1)]
+
+
 def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """sum_j weights[j] slopes[j]; slopes newest first."""
     total = weights[0] * slopes[0]
@@ -67,13 +72,13 @@ def sample_lms(
 ) -> Tensor:
     """Linear multistep in sigma, order 1 to 4, one call per step; the first steps are of the order that their
     past allows."""
-    levels = [float(s) for s in sigmas]
+    steps, levels = steps_of(sigmas), sigmas.tolist()
+    weights = [adams_weights([s - a for s in latest(levels, i, order)], 0.0, b - a) for i, a, b in steps]
     slopes: list[Tensor] = []
-    for i, sigma, sigma_next in steps_of(sigmas):
+    for i, sigma, sigma_next in steps:
         denoised = denoise(x, sigma)
         slopes = [slope(x, denoised, sigma), *slopes][:order]
-        nodes = [levels[i - j] - sigma for j in range(len(slopes))]
-        x = x + combined(adams_weights(nodes, 0.0, sigma_next - sigma), slopes)
+        x = x + combined(weights[i], slopes)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
 
@@ -88,18 +93,22 @@ def sample_deis(
     order: int = 3,
 ) -> Tensor:
     """DEIS with eps a polynomial in log sigma, order 1 to 3, one call per step; order 1 into sigma 0."""
-    levels = [float(s) for s in sigmas]
+    steps, levels = steps_of(sigmas), sigmas.tolist()
+    weights = list[list[float]]()
+    for i, sigma, sigma_next in steps:
+        if sigma_next > 0:
+            nodes = [math.log(s / sigma) for s in latest(levels, i, order)]
+            width = math.log(sigma_next / sigma)
+            unit = adams_weights(nodes, 0.0, width, rate=1.0)  # of sigma_next exp(u - width) du
+            weights.append([sigma_next * w for w in unit])
     slopes: list[Tensor] = []
-    for i, sigma, sigma_next in steps_of(sigmas):
+    for i, sigma, sigma_next in steps:
         denoised = denoise(x, sigma)
         slopes = [slope(x, denoised, sigma), *slopes][:order]
         if sigma_next == 0:
             x = denoised
         else:
-            nodes = [math.log(levels[i - j] / sigma) for j in range(len(slopes))]
-            width = math.log(sigma_next / sigma)
-            weights = adams_weights(nodes, 0.0, width, rate=1.0)  # of sigma_next exp(u - width) du
-            x = x + combined([sigma_next * w for w in weights], slopes)
+            x = x + combined(weights[i], slopes)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from minisd.samplers.multistep import adams_weights, combined
+from minisd.samplers.multistep import adams_weights, combined, latest
 from minisd.samplers.step import Denoise, Noise, OnStep, steps_of, tell
 
 
@@ -35,26 +36,28 @@ def step_weights(nodes: Sequence[float], h: float, tau: float, authors_form: boo
     return weights
 
 
-def adams_step(
-    x: Tensor,
-    points: Sequence[tuple[Tensor, float]],
-    drawn: Tensor | None,
-    sigma: float,
-    sigma_next: float,
-    tau: float,
-    authors_form: bool,
-) -> Tensor:
-    """x at sigma_next from x at sigma; points: (denoised, level) that the polynomial goes through, newest
-    first."""
+@dataclass(frozen=True)
+class Move:
+    """An Adams step: numbers that the levels alone decide. keep: of x; weights: of D at the points that the
+    polynomial goes through, newest first; std: of the noise."""
+
+    keep: float
+    weights: tuple[float, ...]
+    std: float
+
+    def take(self, x: Tensor, points: Sequence[Tensor], drawn: Tensor | None) -> Tensor:
+        """x at sigma_next from x at sigma and D at the points."""
+        out = self.keep * x + combined(self.weights, points)
+        return out if drawn is None else out + drawn * self.std
+
+
+def move_to(points: Sequence[float], sigma: float, sigma_next: float, tau: float, authors_form: bool) -> Move:
+    """The move from sigma to sigma_next whose polynomial goes through D at the levels `points`."""
     h = math.log(sigma / sigma_next)
-    nodes = [
-        math.log(sigma_next / level) for _, level in points
-    ]  # u of the level: log(sigma_next) - log(level)
+    nodes = [math.log(sigma_next / s) for s in points]  # u of the level: log(sigma_next) - log(level)
     weights = step_weights(nodes, h, tau, authors_form)
-    out = math.exp(-(tau**2) * h) * (sigma_next / sigma) * x + combined(weights, [d for d, _ in points])
-    if drawn is None:
-        return out
-    return out + drawn * (sigma_next * math.sqrt(-math.expm1(-2 * tau**2 * h)))
+    keep = math.exp(-(tau**2) * h) * (sigma_next / sigma)
+    return Move(keep, tuple(weights), sigma_next * math.sqrt(-math.expm1(-2 * tau**2 * h)))
 
 
 def sample_sa_solver(
@@ -73,28 +76,36 @@ def sample_sa_solver(
     1 to 4 of the predictor; the corrector's counts the point it corrects with, and 0 leaves it out. Order 1
     into sigma 0."""
     tau_of = tau if callable(tau) else lambda sigma, value=tau: value
-    past: list[tuple[Tensor, float]] = []
-    start, drawn, tau_last = x, None, 0.0
-    steps = steps_of(sigmas)
-    to_zero = float(sigmas[-1]) == 0
+    steps, levels = steps_of(sigmas), sigmas.tolist()
+    to_zero = levels[-1] == 0
     keep = max(predictor_order, corrector_order - 1, 1)
+    taus = [tau_of(sigma) for _, sigma, _ in steps]
+    predictors, correctors = list[Move](), list[Move]()  # of the steps; the order falls before sigma 0
+    for i, sigma, sigma_next in steps[:-1] if to_zero else steps:
+        left = len(steps) - i if to_zero else predictor_order
+        before = latest(levels, i, min(predictor_order, left))
+        predictors.append(move_to(before, sigma, sigma_next, taus[i], authors_form))
+        if corrector_order > 0:
+            left = len(steps) - i + 1 if to_zero else corrector_order
+            points = latest(levels, i + 1, min(corrector_order, left))
+            correctors.append(move_to(points, sigma, sigma_next, taus[i], authors_form))
+    past: list[Tensor] = []  # denoised, newest first
+    start, drawn = x, None
     for i, sigma, sigma_next in steps:
         denoised = denoise(x, sigma)
         if past and corrector_order > 0:
-            left = len(steps) - i + 2 if to_zero else corrector_order
-            points = [(denoised, sigma), *past][: min(corrector_order, left)]
-            x = adams_step(start, points, drawn, past[0][1], sigma, tau_last, authors_form)
-        past = [(denoised, sigma), *past][:keep]
-        start, tau_last = x, tau_of(sigma)
+            corrector = correctors[i - 1]
+            x = corrector.take(start, [denoised, *past][: len(corrector.weights)], drawn)
+        past = [denoised, *past][:keep]
+        start = x
         if sigma_next == 0:
             x = denoised
         else:
             drawn = None
-            if tau_last > 0:
+            if taus[i] > 0:
                 assert noise is not None, "SA-Solver draws noise unless tau is 0"
                 drawn = noise(sigma, sigma_next)
-            left = len(steps) - i if to_zero else predictor_order
-            points = past[: min(predictor_order, left)]
-            x = adams_step(x, points, drawn, sigma, sigma_next, tau_last, authors_form)
+            predictor = predictors[i]
+            x = predictor.take(x, past[: len(predictor.weights)], drawn)
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x

@@ -35,7 +35,7 @@ OnStep = Callable[[Step], None]
 
 def steps_of(sigmas: Tensor) -> list[tuple[int, float, float]]:
     """(index, sigma, sigma_next) of every step, as Python numbers."""
-    values = [float(s) for s in sigmas]
+    values = sigmas.tolist()
     return [(i, a, b) for i, (a, b) in enumerate(zip(values, values[1:], strict=False))]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -16,12 +17,33 @@ from torch import Tensor
 from minisd.samplers.step import Denoise, Noise, OnStep, euler_to, steps_of, tell
 
 
-def weights(ratios: Sequence[float], h: float, variant: str) -> tuple[list[float], float]:
-    """(weights of the differences D_k - D_0 over ratio_k, B): they solve sum_k rho_k r_k^(m-1) B = h^m-th phi
-    term, m = 1 .. p.
+@dataclass(frozen=True)
+class Move:
+    """A step from sigma to sigma_next, given D there and at other points: numbers that the levels alone
+    decide.
 
-    ratios: (lambda_k - lambda_0) / h of the points that the differences lead to.
+    ratios: (lambda_k - lambda) / h of the points. scales: rho_k B(h), what their difference quotients weigh.
     """
+
+    sigma: float
+    sigma_next: float
+    ratios: tuple[float, ...]
+    scales: tuple[float, ...]
+
+    def take(self, x: Tensor, newest: Tensor, points: Sequence[Tensor]) -> Tensor:
+        """x at sigma_next, from x and D at sigma and D at the other points."""
+        out = euler_to(x, newest, self.sigma, self.sigma_next)
+        for point, ratio, scale in zip(points, self.ratios, self.scales, strict=True):
+            difference = point - newest
+            out = out - scale * (difference if ratio == 1 else difference / ratio)
+        return out
+
+
+def move_to(others: Sequence[float], sigma: float, sigma_next: float, variant: str) -> Move:
+    """The move that also sees D at the levels `others`. Its weights rho_k solve sum_k rho_k r_k^(m-1) B =
+    h^m-th phi term, m = 1 .. p; for a single point 1/2, which the paper shows keeps the order."""
+    h = math.log(sigma / sigma_next)
+    ratios = [math.log(sigma / s) / h for s in others]
     hh = -h
     b_h = hh if variant == "bh1" else math.expm1(hh)
     right, phi, factorial = [], math.expm1(hh) / hh - 1, 1.0
@@ -29,30 +51,24 @@ def weights(ratios: Sequence[float], h: float, variant: str) -> tuple[list[float
         right.append(phi * factorial / b_h)
         factorial *= m + 1
         phi = phi / hh - 1 / factorial
-    matrix = np.array([[r**m for r in ratios] for m in range(len(ratios))])
-    return [float(v) for v in np.linalg.solve(matrix, np.array(right))], b_h
+    rho = [0.5]
+    if len(ratios) != 1:
+        matrix = np.array([[r**m for r in ratios] for m in range(len(ratios))])
+        rho = np.linalg.solve(matrix, np.array(right)).tolist() if ratios else []
+    return Move(sigma, sigma_next, tuple(ratios), tuple(b_h * w for w in rho))
 
 
-def update(
-    x: Tensor,
-    newest: Tensor,
-    differences: Sequence[Tensor],
-    ratios: Sequence[float],
-    sigma: float,
-    sigma_next: float,
-    variant: str,
-) -> Tensor:
-    """x at sigma_next, from x and D at sigma and the difference quotients towards other points."""
-    out = euler_to(x, newest, sigma, sigma_next)
-    if not ratios:
-        return out
-    # a single difference: 1/2, which the paper shows keeps the order
-    rho, b_h = weights(ratios, math.log(sigma / sigma_next), variant)
-    if len(ratios) == 1:
-        rho = [0.5]
-    for w, d in zip(rho, differences, strict=True):
-        out = out - b_h * w * d
-    return out
+def moves_over(levels: Sequence[float], order: int, variant: str) -> list[tuple[Move, Move]]:
+    """Predictor and corrector of every step but that into sigma 0. Towards 0 the order falls with the steps
+    that remain: the last step can only be of order 1."""
+    count, to_zero = len(levels) - 1, levels[-1] == 0
+    moves = []
+    for i in range(count - 1 if to_zero else count):
+        reach = min(order, i + 1, count - i if to_zero else order)
+        earlier = [levels[i - k] for k in range(1, reach)]
+        ends = levels[i], levels[i + 1]
+        moves.append((move_to(earlier, *ends, variant), move_to([*earlier, ends[1]], *ends, variant)))
+    return moves
 
 
 def sample_unipc(
@@ -72,31 +88,20 @@ def sample_unipc(
     """
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"UniPC has the variants bh1 and bh2, not {variant!r}")
-    past: list[tuple[Tensor, float]] = []  # (denoised, sigma), newest first
+    moves = moves_over(sigmas.tolist(), order, variant)
+    past: list[Tensor] = []  # denoised, newest first
     start = x  # corrected x at the newest past level
-    steps = steps_of(sigmas)
-    to_zero = float(sigmas[-1]) == 0
-    reach = 1  # points behind the last prediction
-    for i, sigma, sigma_next in steps:
+    for i, sigma, sigma_next in steps_of(sigmas):
         denoised = denoise(x, sigma)
         if past:
-            newest, level = past[0]
-            earlier = past[1:reach]
-            h = math.log(level / sigma)
-            ratios = [math.log(level / s) / h for _, s in earlier] + [1.0]
-            points = [d for d, _ in earlier] + [denoised]
-            differences = [(d - newest) / r for d, r in zip(points, ratios, strict=True)]
-            x = update(start, newest, differences, ratios, level, sigma, variant)
-        past = [(denoised, sigma), *past][:order]
+            corrector = moves[i - 1][1]
+            x = corrector.take(start, past[0], [*past[1 : len(corrector.ratios)], denoised])
+        past = [denoised, *past][:order]
         start = x
         if sigma_next == 0:
             x = denoised
         else:
-            # towards 0 the order falls with the steps that remain: the last step can only be of order 1
-            reach = min(order, len(past), len(steps) - i if to_zero else order)
-            h = math.log(sigma / sigma_next)
-            ratios = [math.log(sigma / s) / h for _, s in past[1:reach]]
-            differences = [(d - denoised) / r for (d, _), r in zip(past[1:reach], ratios, strict=True)]
-            x = update(x, denoised, differences, ratios, sigma, sigma_next, variant)
+            predictor = moves[i][0]
+            x = predictor.take(x, denoised, past[1 : len(predictor.ratios) + 1])
         tell(on_step, i, sigma, sigma_next, x, denoised)
     return x
