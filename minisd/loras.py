@@ -207,9 +207,8 @@ def embedding_of(read: EmbeddingVectors, model: Model) -> Embedding:
                 f"the embedding {quoted(read.name)} has vectors of width {width}; {quoted(model.name)} takes "
                 f"{listed([str(w) for w in widths.values()])}"
             )
-        index = list(widths).index(part)
-        table = model.text_encoders[index].text_model.embeddings.token_embedding.weight
-        placed[part] = vectors.to(table.device, table.dtype)
+        own = model.plan.part(part)  # not the table's device: it may be away
+        placed[part] = vectors.to(own.device, own.dtype.value)
     return Embedding(read.name, placed)
 
 

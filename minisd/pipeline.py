@@ -47,7 +47,7 @@ from minisd.samplers.step import Step
 from minisd.sampling import sample, schedule_of, sigma_table
 from minisd.start import Start, start_of
 from minisd.text.account import Account
-from minisd.text.conditioning import Conditioning, Encoded, Prompts, encode_request
+from minisd.text.conditioning import Conditioning, Encoded, Prompts, brought, encode_request
 from minisd.text.written import alone
 from minisd.trail import Trail
 
@@ -240,7 +240,7 @@ def run_pass(
     def encode(by: Stages, one: Request) -> Encoded:
         told = told_guidance(encode_stages(by, one, steps), by.models[0][1], one.cfg_scale)
         trail.text(told.timeline)
-        return told
+        return brought(told, by.models[0][1].unet_device, by.models[0][1].unet_dtype)
 
     encoded = encode(staged, request)
     areas, accounts = areas_of(lambda one: encode(staged, one), request, encoded, shape[1:])
@@ -250,7 +250,8 @@ def run_pass(
         told = encode(alone, request)
         own = sigma_table(refiner.config, request)
         others, _ = areas_of(lambda one: encode(alone, one), request, told, shape[1:])
-        second = denoiser_of(alone, request, own, sigmas, told, start.extra, check).over(others)
+        extra = None if start.extra is None else start.extra.to(refiner.unet_device)
+        second = denoiser_of(alone, request, own, sigmas, told, extra, check).over(others)
         share = first_share(request, table, second.sigmas)
     lap("encode")
     size = (shape[2] * factor, shape[1] * factor)
@@ -270,7 +271,8 @@ def run_pass(
         start = replace(start, x=inverted(by, request, start.latents, sigmas, watch.step))
         watch = replace(watch, before=watch.before + len(sigmas) - 1)
     denoiser = denoiser_of(staged, request, table, sigmas, encoded, start.extra, check, *beside).over(areas)
-    relay = Relay(denoiser, second, share, *tiling)
+    apart = None if refiner is None or refiner.unet_device == model.unet_device else refiner.unet_device
+    relay = Relay(denoiser, second, share, *tiling, apart)
     latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
     lap("sample")
     return latents, replace(encoded, accounts=encoded.accounts + accounts), staged

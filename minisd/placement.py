@@ -189,7 +189,7 @@ def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Un
         batching = Choice(
             replace(batching.value, prompts=prompts), f"prompts {wishes.cfg}: asked for by name"
         )
-    chosen = choose_kernels(kernels, wishes.attention, unet)
+    chosen = choose_kernels(kernels, wishes.attention, unet, *(p.device for p in parts))
     # on a CPU torch's own GroupNorm over channels last sums in an order that depends on the number of threads
     any_order = chosen.value.group_norm_silu == "avx512"
     last = tuple(
@@ -220,17 +220,23 @@ def part_dtype(wishes: Wishes, part: str, device: str) -> Choice[torch.dtype]:
     return compute
 
 
-def choose_kernels(names: str, attention: str, device: str) -> Choice[Kernels]:
-    """What every operation runs: `Kernels.parse(names)`, and `attention` for every attention."""
+def choose_kernels(names: str, attention: str, device: str, *others: str) -> Choice[Kernels]:
+    """What every operation runs: `Kernels.parse(names)`, and `attention` for every attention. device: the
+    UNet's; others: those of all parts, which run the same operations."""
     try:
         chosen = Kernels.parse(names)
         if attention != "auto":
             chosen = chosen.with_attention(attention)
     except ValueError as error:
         raise PlanError(str(error)) from error
-    reason = chosen.why_not(torch.device(device).type)
+    kind = torch.device(device).type
+    reason = chosen.why_not(kind)
     if reason is not None:
         raise PlanError(reason)
+    operations = replace(chosen, graph=False, compiled=False)  # these two concern the UNet alone
+    for other in {torch.device(name).type for name in others} - {kind}:
+        if (reason := operations.why_not(other)) is not None:
+            raise PlanError(f"a part of the model is on {other}: {reason}")
     asked = names != "auto" or attention != "auto"
     return Choice(chosen, "asked for by name" if asked else "nothing else has been timed on this machine")
 

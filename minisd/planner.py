@@ -85,7 +85,9 @@ def choose(
     facts = devices[where]
     memory = budget(wishes, facts)
     limit = memory.value
-    if wishes.offload in ("auto", "none") and not count and roomy(elements, sizes, facts, wishes, limit):
+    limits = {name: limit if name == where else most(own) for name, own in devices.items()}
+    wide = all(roomy(elements, sizes, own, wishes, limits[name]) for name, own in devices.items())
+    if wishes.offload in ("auto", "none") and not count and wide:
         return replace(first, memory=memory)
     tried: list[Plan] = []
     fitting: Plan | None = None
@@ -99,18 +101,21 @@ def choose(
             reason = f"{fitting.rung.reason}; next on the ladder: {below}, with {plan.peak / 1e9:.2f} GB"
             return replace(fitting, rung=Choice(fitting.rung.value, reason))
         tried.append(plan)
-        if fits(plan, where, limit, devices):
+        if not short(plan, limits):
             fitting = plan
             if wishes.offload != "auto":
                 break
     if fitting is not None:
         return fitting
     least = min(tried, key=lambda p: p.peak)
+    stage = max(short(least, limits), key=lambda s: s.peak)
+    there = "there are" if len(devices) == 1 else f"{stage.device} has"
     asked = f"offload {wishes.offload}" if wishes.offload != "auto" else "every way of keeping weights"
     raise PlanError(
-        f"{asked} needs more than the {(limit or 0) / 1e9:.2f} GB there are: at least {least.peak / 1e9:.2f} "
-        f"GB, with {least.rung.reason} and VAE tiles of {least.vae_tile.value or 'any size'}; allow that "
-        "much, ask for a smaller picture, or for a smaller dtype"
+        f"{asked} needs more than the {(limits[stage.device] or 0) / 1e9:.2f} GB {there}: at least "
+        f"{stage.peak / 1e9:.2f} GB, with {least.rung.reason} and VAE tiles of "
+        f"{least.vae_tile.value or 'any size'}; allow that much, ask for a smaller picture, or for a smaller "
+        "dtype"
     )
 
 
@@ -126,7 +131,7 @@ def budget(wishes: Wishes, facts: DeviceFacts) -> Choice[int | None]:
         return Choice(parse_bytes(wishes.memory), "asked for by name")
     if facts.free is None:
         return Choice(None, f"nobody says how much {facts.name} has")
-    return Choice(int(facts.free * SPARE), f"free on {facts.name} now, with a little to spare")
+    return Choice(most(facts), f"free on {facts.name} now, with a little to spare")
 
 
 def roomy(
@@ -208,13 +213,14 @@ def planned(
     return replace(plan, parts=parts, rung=Choice(name, what))
 
 
-def fits(plan: Plan, where: str, limit: int | None, devices: Mapping[str, DeviceFacts]) -> bool:
-    for stage in plan.stages:
-        free = devices[stage.device].free
-        most = limit if stage.device == where else (None if free is None else int(free * SPARE))
-        if most is not None and stage.peak > most:
-            return False
-    return True
+def most(facts: DeviceFacts) -> int | None:
+    """Bytes that may be taken on a device for which none were named."""
+    return None if facts.free is None else int(facts.free * SPARE)
+
+
+def short(plan: Plan, limits: Mapping[str, int | None]) -> list[Stage]:
+    """The stages that take more than their device has."""
+    return [s for s in plan.stages if (limit := limits[s.device]) is not None and s.peak > limit]
 
 
 def predicted(

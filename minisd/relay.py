@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minisd.denoiser import Denoiser
 from minisd.models.tiling import Tile
-from minisd.refiner import handed_over
+from minisd.refiner import Answer, handed_over
 from minisd.samplers.schedule import SigmaTable
 from minisd.tiles import in_tiles
 
@@ -18,13 +18,14 @@ from minisd.tiles import in_tiles
 @dataclass(frozen=True)
 class Relay:
     """Two Denoisers in one run. share: steps that the first makes. tiles: of the latents, sharing `overlap`
-    with their neighbours; none: they are seen whole."""
+    with their neighbours; none: they are seen whole. there: the second one's device, where it is another."""
 
     first: Denoiser
     second: Denoiser | None = None
     share: int = 0
     tiles: tuple[Tile, ...] = ()
     overlap: int = 0
+    there: torch.device | None = None
 
     @property
     def table(self) -> SigmaTable:
@@ -37,7 +38,7 @@ class Relay:
     def at_tile(self, tile: Tile) -> Relay:
         """What is to be said of one tile."""
         second = None if self.second is None else self.second.at_tile(tile)
-        return Relay(self.first.at_tile(tile), second, self.share)
+        return Relay(self.first.at_tile(tile), second, self.share, there=self.there)
 
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
         """As Denoiser.denoise."""
@@ -46,7 +47,7 @@ class Relay:
         first = self.first.denoise()
         if self.second is None:
             return first
-        return handed_over(first, self.second.denoise(), self.first.sigmas, self.share)
+        return handed_over(first, across(self.second.denoise(), self.there), self.first.sigmas, self.share)
 
     def denoise_both(self) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
         """As Denoiser.denoise_both."""
@@ -55,4 +56,21 @@ class Relay:
         first = self.first.denoise_both()
         if self.second is None:
             return first
-        return handed_over(first, self.second.denoise_both(), self.first.sigmas, self.share)
+        second = across(self.second.denoise_both(), self.there)
+        return handed_over(first, second, self.first.sigmas, self.share)
+
+
+def across(
+    denoise: Callable[[Tensor, float], Answer], device: torch.device | None
+) -> Callable[[Tensor, float], Answer]:
+    """`denoise` of a network on another device, for latents that stay where they are."""
+    if device is None:
+        return denoise
+
+    def call(x: Tensor, sigma: float) -> Answer:
+        answer = denoise(x.to(device), sigma)
+        if isinstance(answer, Tensor):
+            return answer.to(x.device)
+        return tuple(one.to(x.device) for one in answer)  # type: ignore[return-value]
+
+    return call

@@ -10,7 +10,7 @@ Each distinct chunk is encoded once for a run, however often prompts come back t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -65,6 +65,23 @@ class Encoded:
         """Of the prompt as it begins: counted, and of them read."""
         conds = [c for c, _ in self.timeline[0][1].conds]
         return sum(c.tokens for c in conds), sum(c.used for c in conds)
+
+
+def brought(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encoded:
+    """The prompts where the UNet computes and in what it computes. Each is moved once, however often it is
+    said; itself where it is there already."""
+    made: dict[int, Conditioning] = {}
+
+    def one(c: Conditioning) -> Conditioning:
+        if id(c) not in made:
+            y = None if c.y is None else c.y.to(device, dtype)
+            made[id(c)] = replace(c, context=c.context.to(device, dtype), y=y)
+        return made[id(c)]
+
+    timeline = tuple(
+        (end, Prompts(tuple((one(c), w) for c, w in p.conds), one(p.uncond))) for end, p in encoded.timeline
+    )
+    return replace(encoded, timeline=timeline)
 
 
 class Encoders(Protocol):
