@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "minisd"
 # what explains one picture, in the reading order of ARCHITECTURE.md
 CORE = {
-    "": "config request request_model conventions pipeline sampling guidance denoiser placement model engine",
+    "": "request request_model conventions pipeline sampling guidance denoiser placement model engine",
+    "config": "model families",
     "kernels": "reference attention",
     "models": "clip unet vae fused",
     "samplers": "schedule scaling step ode sde noise",
