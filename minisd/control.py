@@ -185,12 +185,5 @@ def from_text(text: str) -> dict[str, object]:
     return out
 
 
-def units(value: object) -> tuple[ControlUnit, ...]:
-    """The field `controls` of a Request, checked."""
-    if not isinstance(value, tuple | list) or len(value) > MAX_UNITS:
-        raise wrong(f"controls must be at most {MAX_UNITS} control units, got {quoted(value)}")
-    return tuple(ControlUnit.of(v) for v in value)
-
-
 def wrong(message: str) -> RequestError:
     return RequestError(message, field="controls")

@@ -115,13 +115,6 @@ class LoraUse:
         return self.start <= 0.0 and self.end >= 1.0
 
 
-def lora_uses(value: object) -> tuple[LoraUse, ...]:
-    """The field `loras` of a Request, checked."""
-    if not isinstance(value, tuple | list) or len(value) > MAX_USES:
-        raise wrong(f"loras must be at most {MAX_USES} names or objects with one, got {quoted(value)}")
-    return tuple(LoraUse.of(v) for v in value)
-
-
 def number(text: str, written: str) -> float:
     try:
         return float(written)

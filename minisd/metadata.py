@@ -23,7 +23,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minisd.atomic import check_name
+from minisd.atomic import check_name, write_bytes
 from minisd.errors import ImageError, RequestError, quoted
 from minisd.picture import check_size, flattened
 
@@ -93,6 +93,11 @@ def encoded(image: Image.Image, format: str, texts: Mapping[str, str], quality: 
         options["subsampling"] = "4:4:4"
     image.save(file, format, quality=quality, exif=exif, **options)
     return file.getvalue()
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str]) -> Path:
+    """Write a PNG with texts, whole or not at all. Raises ImageError if it cannot be written."""
+    return write_bytes(encoded(image, "PNG", texts), path)
 
 
 def room_for_record(format: str, parameters: str) -> int:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from minisd.control import MAX_UNITS, MAX_WEIGHT, is_path
+from minisd.control import MAX_WEIGHT, is_path
 from minisd.errors import ImageError, RequestError, quoted
 from minisd.picture import Picture
 
@@ -108,13 +108,6 @@ def from_text(text: str) -> dict[str, object]:
             except ValueError:
                 raise wrong(f"{name} of a picture prompt must be a number, got {quoted(out[name])}") from None
     return out
-
-
-def picture_prompts(value: object) -> tuple[PicturePrompt, ...]:
-    """The field `picture_prompts` of a Request, checked."""
-    if not isinstance(value, tuple | list) or len(value) > MAX_UNITS:
-        raise wrong(f"picture_prompts must be at most {MAX_UNITS} picture prompts, got {quoted(value)}")
-    return tuple(PicturePrompt.of(v) for v in value)
 
 
 def wrong(message: str) -> RequestError:

@@ -127,12 +127,5 @@ def from_text(text: str) -> dict[str, object]:
     return out
 
 
-def regions(value: object) -> tuple[Region, ...]:
-    """The field `regions` of a Request, checked."""
-    if not isinstance(value, tuple | list) or len(value) > MAX_REGIONS:
-        raise wrong(f"regions must be at most {MAX_REGIONS} regions, got {quoted(value)}")
-    return tuple(Region.of(v) for v in value)
-
-
 def wrong(message: str) -> RequestError:
     return RequestError(message, field="regions")

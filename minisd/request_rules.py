@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from minisd.control import ControlUnit, units
+from minisd.control import MAX_UNITS, ControlUnit
 from minisd.conventions import CONVENTIONS
 from minisd.errors import ImageError, RequestError, quoted
-from minisd.lora_use import LoraUse, lora_uses
+from minisd.lora_use import MAX_USES, LoraUse
 from minisd.picture import MAX_PIXELS, MAX_SIDE, Picture
-from minisd.picture_prompt import PicturePrompt, picture_prompts
-from minisd.region import Region, regions
+from minisd.picture_prompt import PicturePrompt
+from minisd.region import MAX_REGIONS, Region
 
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_STEPS = 1000
@@ -183,13 +183,19 @@ def shown(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class ReadBy:
-    """What a function of the value alone makes of it; its errors name the field."""
+class Each:
+    """A tuple of at most `most` things, each from what its class reads."""
 
-    read: Callable[[object], object]
+    of: Callable[[object], object]
+    most: int
+    words: str
 
-    def __call__(self, name: str, value: object) -> object:
-        return self.read(value)
+    def __call__(self, name: str, value: object) -> tuple[object, ...]:
+        if not isinstance(value, tuple | list) or len(value) > self.most:
+            raise RequestError(
+                f"{name} must be at most {self.most} {self.words}, got {quoted(value)}", field=name
+            )
+        return tuple(self.of(v) for v in value)
 
 
 Text = Annotated[str, text]
@@ -206,10 +212,10 @@ Pair = Annotated[tuple[int, int], pair]
 Area = Annotated[tuple[int, int], area]
 Border = Annotated[tuple[int, ...], border]
 Given = Annotated[Picture, picture]
-Regions = Annotated[tuple[Region, ...], ReadBy(regions)]
-Controls = Annotated[tuple[ControlUnit, ...], ReadBy(units)]
-Loras = Annotated[tuple[LoraUse, ...], ReadBy(lora_uses)]
-PicturePrompts = Annotated[tuple[PicturePrompt, ...], ReadBy(picture_prompts)]
+Regions = Annotated[tuple[Region, ...], Each(Region.of, MAX_REGIONS, "regions")]
+Controls = Annotated[tuple[ControlUnit, ...], Each(ControlUnit.of, MAX_UNITS, "control units")]
+Loras = Annotated[tuple[LoraUse, ...], Each(LoraUse.of, MAX_USES, "names or objects with one")]
+PicturePrompts = Annotated[tuple[PicturePrompt, ...], Each(PicturePrompt.of, MAX_UNITS, "picture prompts")]
 
 
 def rules(owner: type) -> dict[str, tuple[Rule, bool]]:

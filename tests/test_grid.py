@@ -161,7 +161,7 @@ def test_resume_draws_only_what_is_missing_or_damaged(engine: Engine, tmp_path: 
     texts = dict(Image.open(edited).text)  # type: ignore[attr-defined]
     other = Image.open(edited)
     other.putpixel((3, 3), (1, 2, 3))
-    from minisd.images import save_png
+    from minisd.metadata import save_png
 
     save_png(other, edited, texts)
     torn.write_bytes(torn.read_bytes()[:-200])

@@ -36,7 +36,6 @@ FACE = {  # what faces may know: what `minisd` exports, and where that lives
     "minisd.grid",
     "minisd.hash_cache",
     "minisd.hashes",
-    "minisd.images",
     "minisd.infotext",
     "minisd.lab",
     "minisd.lab.pictures",

@@ -33,15 +33,7 @@ def add(commands: Commands) -> None:
         epilog="exit code: 0 proven, 1 differs, 2 cannot be checked here, 3 no record that can be read",
     )
     p.add_argument("picture", help="a picture that minisd made")
-    p.add_argument(
-        "--with",
-        dest="needed",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="an image, mask, LoRA or control network that the request used, found by content; once for each",
-    )
-    p.add_argument("--refiner", metavar="PATH", help="the model that took over on the way")
+    add_needed_flags(p)
     p.add_argument(
         "--step", type=int, metavar="K", help="take step K alone again; needs what --keep-steps kept"
     )
@@ -60,19 +52,24 @@ def add(commands: Commands) -> None:
     p.add_argument("picture", help="a picture that minisd made")
     p.add_argument("other", help="another one")
     p.add_argument("--other-model", metavar="PATH", help="the model of the other picture, if not the same")
+    add_needed_flags(p)
+    p.add_argument("--quick", action="store_true", help="compare the records only, without drawing")
+    p.add_argument("--plot", metavar="FILE", help="write an SVG of every layer's difference")
+    add_model_flags(p)
+    p.set_defaults(run=trace)
+
+
+def add_needed_flags(p: argparse.ArgumentParser) -> None:
+    """What drawing again takes beside the model."""
     p.add_argument(
         "--with",
         dest="needed",
         action="append",
         default=[],
         metavar="FILE",
-        help="an image, mask, LoRA or network that a request used, found by content; once for each",
+        help="an image, mask, LoRA or network that the request used, found by content; once for each",
     )
     p.add_argument("--refiner", metavar="PATH", help="the model that took over on the way")
-    p.add_argument("--quick", action="store_true", help="compare the records only, without drawing")
-    p.add_argument("--plot", metavar="FILE", help="write an SVG of every layer's difference")
-    add_model_flags(p)
-    p.set_defaults(run=trace)
 
 
 def info(args: argparse.Namespace) -> dict[str, object]:

@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
 
 
 def upscale(args: argparse.Namespace) -> dict[str, object]:
-    from minisd.images import save_png
+    from minisd.metadata import save_png
     from minisd.picture import Picture
     from minisd.upscale import load_upscaler
 
@@ -64,7 +64,7 @@ def upscale(args: argparse.Namespace) -> dict[str, object]:
 
 
 def preprocess(args: argparse.Namespace) -> dict[str, object]:
-    from minisd.images import save_png
+    from minisd.metadata import save_png
     from minisd.picture import Picture
     from minisd.preprocess import hint
 

@@ -3,8 +3,8 @@ refiner).
 
 Paper: Radford et al. 2021 (arXiv:2103.00020). Parameter names follow Hugging Face's CLIPTextModel, which SD1
 files already use; OpenCLIP names are mapped when a file is read (`weights_loader/keymap.py`). Attention is
-causal and, as in every Stable Diffusion, padding is not masked. Left out: the image tower and the contrastive
-head.
+causal and, as in every Stable Diffusion, padding is not masked. The image tower (`clip_vision.py`) is made of
+the same layers, with attention that is not causal. Left out: the contrastive head.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisd.config import TextConfig
+from minisd.config import TextConfig, VisionConfig
 from minisd.kernels import attention
 
 
@@ -25,11 +25,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    operation = "causal_attention"
     implementation: str = "sdpa"
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
+        self.causal = isinstance(config, TextConfig)
+        self.operation = "causal_attention" if self.causal else "self_attention"
         self.num_heads = config.num_heads
         self.k_proj = nn.Linear(config.width, config.width)
         self.v_proj = nn.Linear(config.width, config.width)
@@ -38,12 +39,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        out = attention(q, k, v, self.num_heads, causal=True, implementation=self.implementation)
+        out = attention(q, k, v, self.num_heads, causal=self.causal, implementation=self.implementation)
         return self.out_proj(out)
 
 
 class MLP(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
         self.activation = quick_gelu if config.activation == "quick_gelu" else F.gelu
         self.fc1 = nn.Linear(config.width, config.mlp_dim)
@@ -54,7 +55,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.width, eps=1e-5)
@@ -88,7 +89,7 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 

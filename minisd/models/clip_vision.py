@@ -1,7 +1,7 @@
 """The image tower of CLIP: ViT-L/14 of OpenAI, ViT-H/14 and ViT-bigG/14 of OpenCLIP.
 
 Paper: Radford et al. 2021 (arXiv:2103.00020). Parameter names are those of Hugging Face's
-CLIPVisionModelWithProjection, misspelling included.
+CLIPVisionModelWithProjection, misspelling included. The layers are the text transformer's (`clip.py`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.config import VisionConfig
-from minisd.kernels import attention
-from minisd.models.clip import empty_embedding, quick_gelu
+from minisd.models.clip import Encoder, empty_embedding
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained with, values 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -25,46 +23,6 @@ class Seen(NamedTuple):
 
     embeds: Tensor
     tokens: Tensor
-
-
-class VisionAttention(nn.Module):
-    operation = "self_attention"
-    implementation: str = "sdpa"
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            self.add_module(name, nn.Linear(config.width, config.width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self.get_submodule(n)(x) for n in ("q_proj", "k_proj", "v_proj"))
-        out = attention(q, k, v, self.num_heads, implementation=self.implementation)
-        return self.get_submodule("out_proj")(out)
-
-
-class VisionMLP(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.activation = quick_gelu if config.activation == "quick_gelu" else F.gelu
-        self.fc1 = nn.Linear(config.width, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class VisionLayer(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.self_attn = VisionAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.width, eps=1e-5)
-        self.mlp = VisionMLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.width, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
 
 
 class VisionEmbeddings(nn.Module):
@@ -83,18 +41,12 @@ class VisionEmbeddings(nn.Module):
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
-class VisionLayers(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers))
-
-
 class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=1e-5)  # as the files spell it
-        self.encoder = VisionLayers(config)
+        self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.width, eps=1e-5)
 
 

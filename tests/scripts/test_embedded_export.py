@@ -63,13 +63,19 @@ def test_a_word_new_since_the_export_begins_as_unknown(
     assert not torch.equal(table[more.row[kept]], table[UNKNOWN])
 
 
+def begun(exported: Path, folder: Path, seconds: float, steps: int) -> tuple[export.Exported, LatentPool]:
+    """What was exported, as a run of this length in the folder, and one picture to train it with."""
+    found = export.read(exported, WORDS)
+    weights = {"text": found.text, "unet": found.unet, "text_ema": found.text, "unet_ema": found.unet}
+    Run.begin_from(folder / "diffusion.pt", weights, seconds, steps, 224)
+    picture = Picture((Object(0),))
+    return found, LatentPool([picture], torch.zeros(1, 4, 16, 16).half(), found.scale_factor)
+
+
 def test_training_goes_on_from_an_exported_file(
     written: tuple[Path, dict[str, dict[str, torch.Tensor]]], tmp_path: Path
 ) -> None:
-    found = export.read(written[0], WORDS)
-    weights = {"text": found.text, "unet": found.unet, "text_ema": found.text, "unet_ema": found.unet}
-    Run.begin_from(tmp_path / "diffusion.pt", weights, TOLD["minutes"] * 60, 7000, 224)
-    pool = LatentPool([Picture((Object(0),))], torch.zeros(1, 4, 16, 16).half(), found.scale_factor)
+    found, pool = begun(written[0], tmp_path, TOLD["minutes"] * 60, 7000)
     run = Run(tmp_path, "diffusion", TOLD["minutes"] + 0.02, look_every=0.0)
     shown: list[bool] = []
     train_diffusion(
@@ -104,11 +110,8 @@ def test_the_first_line_of_a_log_is_the_mean_of_its_own_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Oracle: a loss that is a half at every step; the run goes on one step before a line is due."""
-    found = export.read(written[0], WORDS)
-    weights = {"text": found.text, "unet": found.unet, "text_ema": found.text, "unet_ema": found.unet}
-    Run.begin_from(tmp_path / "diffusion.pt", weights, 60.0, 7001, 224)
+    _, pool = begun(written[0], tmp_path, 60.0, 7001)
     monkeypatch.setattr(diffusion, "loss_of", lambda text, unet, *_: 0 * unet.out[2].bias.sum() + 0.5)
-    pool = LatentPool([Picture((Object(0),))], torch.zeros(1, 4, 16, 16).half(), found.scale_factor)
     run = Run(tmp_path, "diffusion", 1.03)
     train_diffusion(
         run,
