@@ -8,6 +8,7 @@ of the steps, and Brownian noise is a path of its own. Variation seeds blend the
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from minisd.start import Start
 
 Shape = tuple[int, int, int]  # c h w
+MAKERS = 4  # threads that make a batch's noise
 EDM_RANGES = {"edm_eps": (0.002, 80.0), "edm_v": (0.002, 120.0)}  # published for Playground v2.5 and CosXL
 # ends that a request may set and that these schedules would not look at
 UNUSED_ENDS = {
@@ -178,16 +180,19 @@ def step_noise(
     seeds = [(seed + delta) % 2**64 for seed in seeds]
     first = 0 if delta else taken  # another seed begins its own stream
     expected = queries(sampler.name, sigmas, options)
+    size = math.prod(shape) * len(seeds) * like.element_size()
+    makers = min(MAKERS, len(seeds), os.cpu_count() or 1)  # more than images would wait for each other
     if sampler.noise == "brownian":
         positive = sigmas[sigmas > 0]
         here = torch.empty(0, dtype=like.dtype)
         path = brownian_noise(seeds, shape, float(positive.min()), float(positive.max()), here)
-        return Ahead(lambda number, sigma, sigma_next: carried(path(sigma, sigma_next), like), expected)
+        walk = lambda number, sigma, sigma_next: carried(path(sigma, sigma_next), like)  # noqa: E731
+        return Ahead(walk, expected, size=size, makers=makers)
 
     def draw(number: int, sigma: float, sigma_next: float) -> Tensor:
         return carried(batch_normal(request.forks.rng, seeds, first + number, shape), like)
 
-    return Ahead(draw, expected)
+    return Ahead(draw, expected, size=size, makers=makers)
 
 
 def carried(drawn: Tensor, like: Tensor) -> Tensor:
@@ -261,8 +266,7 @@ def sample(
     )
     options = solver_options(request, sampler, denoiser.table)
     with step_noise(request, sampler, sigmas, shape, x, options, start.taken) as draws:
-        aside = draws.beside(denoise)
-        x = solver(request.sampler)(aside, x, sigmas, noise=draws, on_step=watched, **options)
+        x = solver(request.sampler)(denoise, x, sigmas, noise=draws, on_step=watched, **options)
     if not here:  # asked once at the end: asking each step would make the host wait for the device
         check_finite(sums, dtype)
     if start.latents is not None and start.drawn is not None:

@@ -1,26 +1,24 @@
 """Random numbers made while the network runs: a solver that asks for noise finds it ready.
 
-A draw of 4 x 64 x 64 portable normals takes about a millisecond, a point of a Brownian tree up to twenty
-times that. What a solver will ask for is known beforehand: `queries` runs it once on a single number. So the
-next answers are made by other threads while the network computes; no bit depends on whether they were.
+A draw of 4 x 64 x 64 portable normals takes about a millisecond, a point of a Brownian path ten times that.
+What a solver will ask for is known beforehand: `queries` runs it once on a single number. So the answers are
+made by other threads, all of them as soon as may be: where they fit into memory, nothing is left to do for
+the steps to come, and no thread wants Python's lock when a solver does. No bit depends on whether they were.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from minisd.samplers.names import SAMPLERS, solver
 
-Said = TypeVar("Said")
 Pair = tuple[float, float]  # sigma and sigma_next, as a solver asks
-AHEAD = 4  # answers kept ready: bounds the memory
+ROOM = 16 * 2**20  # bytes of answers kept ready
 
 
 def queries(name: str, sigmas: Tensor, options: dict[str, object]) -> list[Pair]:
@@ -46,43 +44,47 @@ def queries(name: str, sigmas: Tensor, options: dict[str, object]) -> list[Pair]
 class Ahead:
     """A Noise whose answers are made ahead, as long as it is asked what was expected.
 
-    answer(number, sigma, sigma_next) gives the number-th answer, counted from 0, and must be pure. Holds
-    threads and AHEAD tensors until closed: use it in a `with`.
+    answer(number, sigma, sigma_next) gives the number-th answer, counted from 0, and must be pure, for
+    several threads at once too. size: bytes of an answer. makers: threads. Holds threads and ROOM bytes of
+    answers (two at least) until closed: use it in a `with`.
     """
 
-    def __init__(self, answer: Callable[[int, float, float], Tensor], expected: Sequence[Pair]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[int, float, float], Tensor],
+        expected: Sequence[Pair],
+        *,
+        size: int = 1,
+        makers: int = 1,
+    ) -> None:
         self.answer, self.expected = answer, expected
+        self.ahead = max(2, ROOM // size)
         self.number = 0  # of answers given
-        self.begun = 0  # of answers whose making began
         self.ready: dict[int, Future[Tensor]] = {}
-        self.pool = ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1), "minisd-noise")
-        self.prepare()
+        self.pool = ThreadPoolExecutor(makers, "minisd-noise")
+        for number in range(min(self.ahead, len(expected))):
+            self.begin(number)
 
-    def prepare(self) -> None:
-        """Have other threads make the next answers."""
-        self.begun = max(self.begun, self.number)
-        while self.begun < min(self.number + AHEAD, len(self.expected)):
-            answer = self.pool.submit(self.answer, self.begun, *self.expected[self.begun])
-            self.ready[self.begun] = answer
-            self.begun += 1
-
-    def beside(self, denoise: Callable[[Tensor, float], Said]) -> Callable[[Tensor, float], Said]:
-        """`denoise`, with the next answers made while it computes: between its calls, threads that want
-        Python's lock would keep the solver from it."""
-
-        def beside(x: Tensor, sigma: float) -> Said:
-            self.prepare()
-            return denoise(x, sigma)
-
-        return beside
+    def begin(self, number: int) -> None:
+        """Have another thread make an answer."""
+        self.ready[number] = self.pool.submit(self.answer, number, *self.expected[number])
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         number = self.number
         self.number += 1
         made = self.ready.pop(number, None)
         if made is None or self.expected[number] != (sigma, sigma_next):
+            self.forget()
             return self.answer(number, sigma, sigma_next)
+        if number + self.ahead < len(self.expected):
+            self.begin(number + self.ahead)
         return made.result()
+
+    def forget(self) -> None:
+        """The run went another way than was expected: nobody will ask for what is being made."""
+        for made in self.ready.values():
+            made.cancel()
+        self.ready.clear()
 
     def __enter__(self) -> Ahead:
         return self

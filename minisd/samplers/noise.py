@@ -19,23 +19,43 @@ from torch import Tensor
 
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)
-MASK = np.uint64(0xFFFFFFFF)
+MASK, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+COUNTERS = 1 << 16  # that Normals mixes at once: 4.5 MiB of memory to work in
 
 
 def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Ten rounds of Philox4x32: counter uint32 [4, n], key two 32-bit words -> uint32 [4, n]."""
-    c0, c1, c2, c3 = counter.astype(np.uint64)
+    words = counter.astype(np.uint64)
+    mix(words, np.empty_like(words[:2]), key)
+    return words.astype(np.uint32)
+
+
+def mix(words: np.ndarray, products: np.ndarray, key: tuple[int, int]) -> None:
+    """The ten rounds, in place: words uint64 [4, ...] below 2^32; products uint64 [2, ...] is overwritten."""
+    (c0, c1, c2, c3), (first, second) = words, products
     k0, k1 = key
     for _ in range(10):
-        first, second = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 32 x 32 -> 64 bits
-        c0, c1, c2, c3 = (
-            (second >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
-            second & MASK,
-            (first >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
-            first & MASK,
-        )
+        np.multiply(c0, MULTIPLIERS[0], out=first)  # 32 x 32 -> 64 bits
+        np.multiply(c2, MULTIPLIERS[1], out=second)
+        np.right_shift(second, HALF, out=c0)
+        np.bitwise_xor(c0, c1, out=c0)
+        np.bitwise_xor(c0, np.uint64(k0), out=c0)
+        np.right_shift(first, HALF, out=c2)
+        np.bitwise_xor(c2, c3, out=c2)
+        np.bitwise_xor(c2, np.uint64(k1), out=c2)
+        np.bitwise_and(second, MASK, out=c1)
+        np.bitwise_and(first, MASK, out=c3)
         k0, k1 = (k0 + WEYL[0]) & 0xFFFFFFFF, (k1 + WEYL[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3]).astype(np.uint32)
+
+
+def unit(words: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Words as numbers in (0, 1), float64, into `out`: no 0, so that their logarithm stays finite."""
+    np.multiply(words.view(np.int64), 2.0**-32, out=out)
+    return np.add(out, 2.0**-33, out=out)
+
+
+def key_of(seed: int) -> tuple[int, int]:
+    return seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
 
 def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
@@ -45,29 +65,55 @@ def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     seed: 0 .. 2^64 - 1. draw: 0 for the initial noise, then 1, 2, ... for the noise of each step.
     """
     n = math.prod(shape)
-    counter = np.zeros((4, n), dtype=np.uint32)
-    counter[0] = draw
-    counter[2] = np.arange(n, dtype=np.uint32)
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).astype(np.float64)
-    u = words[0] * 2.0**-32 + 2.0**-33  # in (0, 1): the logarithm stays finite
-    angle = (words[1] * 2.0**-32 + 2.0**-33) * (2.0 * math.pi)
-    normal = np.sqrt(-2.0 * np.log(u)) * np.sin(angle)
+    words, products = np.zeros((4, n), dtype=np.uint64), np.empty((2, n), dtype=np.uint64)
+    words[0], words[2] = draw, np.arange(n, dtype=np.uint64)
+    mix(words, products, key_of(seed))
+    radius, angle = products.view(np.float64)
+    np.sqrt(np.multiply(np.log(unit(words[0], radius), out=radius), -2.0, out=radius), out=radius)
+    np.multiply(unit(words[1], angle), 2.0 * math.pi, out=angle)
+    normal = np.multiply(radius, np.sin(angle, out=angle), out=radius)
     return torch.from_numpy(normal.astype(np.float32).reshape(tuple(shape)))
 
 
 def philox_normals(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
-    """As philox_normal, other numbers, at a third of its cost: all four words of a counter and both halves of
+    """As philox_normal, other numbers, at half its cost: all four words of a counter and both halves of
     Box-Muller are used, as no other program's numbers must be met. counter = (draw, 0, element / 4, 1)."""
-    n = math.prod(shape)
-    quarter = -(-n // 4)
-    counter = np.zeros((4, quarter), dtype=np.uint32)
-    counter[0], counter[3] = draw, 1
-    counter[2] = np.arange(quarter, dtype=np.uint32)
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).astype(np.float64)
-    u = words * 2.0**-32 + 2.0**-33
-    radius, angle = np.sqrt(-2.0 * np.log(u[::2])), u[1::2] * (2.0 * math.pi)
-    normal = np.concatenate([radius * np.sin(angle), radius * np.cos(angle)]).astype(np.float32)
-    return torch.from_numpy(normal.reshape(-1)[:n].reshape(tuple(shape)))
+    return torch.from_numpy(Normals(math.prod(shape)).drawn(seed, [draw])[0].reshape(tuple(shape)))
+
+
+class Normals:
+    """Draws of `philox_normals`, n numbers each, many at a time: each of numpy's calls then works for long
+    without Python's lock, which a solver in another thread wants. Holds memory to work in: not for two
+    threads at once."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.quarter = n, -(-n // 4)
+        self.at_once = max(1, COUNTERS // self.quarter)
+        self.words = np.empty((4, self.at_once, self.quarter), dtype=np.uint64)
+        self.products = np.empty((2, self.at_once, self.quarter), dtype=np.uint64)
+        self.cosine = np.empty((self.at_once, self.quarter))
+
+    def drawn(self, seed: int, draws: Sequence[int]) -> np.ndarray:
+        """float32 [len(draws), n]."""
+        out = np.empty((len(draws), 4, self.quarter), dtype=np.float32)
+        for begin in range(0, len(draws), self.at_once):
+            self.fill(out[begin : begin + self.at_once], seed, draws[begin : begin + self.at_once])
+        return out.reshape(len(draws), -1)[:, : self.n]
+
+    def fill(self, out: np.ndarray, seed: int, draws: Sequence[int]) -> None:
+        count = len(draws)
+        words, products, cosine = self.words[:, :count], self.products[:, :count], self.cosine[:count]
+        words[0], words[1] = np.array(draws, dtype=np.uint64)[:, None], 0
+        words[2], words[3] = np.arange(self.quarter, dtype=np.uint64), 1
+        mix(words, products, key_of(seed))
+        radius, angle = products.view(np.float64)
+        for pair in (0, 1):
+            np.log(unit(words[2 * pair], radius), out=radius)
+            np.sqrt(np.multiply(radius, -2.0, out=radius), out=radius)
+            np.multiply(unit(words[2 * pair + 1], angle), 2.0 * math.pi, out=angle)
+            np.multiply(radius, np.cos(angle, out=cosine), out=cosine)
+            np.multiply(radius, np.sin(angle, out=angle), out=angle)
+            out[:, pair], out[:, 2 + pair] = angle, cosine
 
 
 def torch_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import threading
 
 import pytest
 import torch
 from torch import Tensor
 
-from minisd.samplers.ahead import AHEAD, Ahead, queries
+from minisd.config import SD1
+from minisd.request import Request
+from minisd.samplers import ahead
+from minisd.samplers.ahead import Ahead, queries
 from minisd.samplers.names import SAMPLERS
 from minisd.samplers.noise import philox_normal
+from minisd.sampling import run_sigmas, schedule_of, sigma_table, step_noise
 from tests.samplers.test_runs import HIGH, SHAPE, TABLE, levels, nonlinear, prepared, start
 
 CHURN: dict[str, dict[str, object]] = {
@@ -55,13 +61,21 @@ def answer(number: int, sigma: float, sigma_next: float) -> Tensor:
         [],
     ],
 )
-def test_answers_do_not_depend_on_what_was_expected(expected: list[tuple[float, float]]) -> None:
-    """Oracle: the answers made when asked."""
+@pytest.mark.parametrize("size", [1, ahead.ROOM // 3, 2 * ahead.ROOM])
+@pytest.mark.parametrize("makers", [1, 3])
+def test_answers_do_not_depend_on_what_was_expected(
+    expected: list[tuple[float, float]], size: int, makers: int
+) -> None:
+    """Oracle: the answers made when asked; no more of them are kept than there is room for, and none once
+    the run went another way."""
     asked = [(3.0, 2.0), (2.0, 1.0), (1.0, 0.5), (0.5, 0.25), (0.25, 0.1), (0.1, 0.05), (0.05, 0.01)]
-    with Ahead(answer, expected) as noise:
+    room = max(2, ahead.ROOM // size)
+    with Ahead(answer, expected, size=size, makers=makers) as noise:
+        assert len(noise.ready) == min(room, len(expected))
         for number, pair in enumerate(asked):
             assert torch.equal(noise(*pair), answer(number, *pair))
-            assert len(noise.ready) <= AHEAD
+            assert len(noise.ready) <= room
+            assert not noise.ready or asked[: number + 1] == expected[: number + 1]
 
 
 def test_made_by_another_thread_and_given_back() -> None:
@@ -79,8 +93,9 @@ def test_made_by_another_thread_and_given_back() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("minisd-noise")]
 
 
-def test_beside_a_network_every_answer_is_made_by_another_thread() -> None:
-    """Oracle: names of the threads. Inverse: without the network's calls, nothing is made after the first."""
+@pytest.mark.parametrize("size", [1, ahead.ROOM])
+def test_every_answer_is_made_by_another_thread(size: int) -> None:
+    """Oracle: names of the threads. Inverse: a run that goes another way makes its answers itself."""
     makers: list[str] = []
 
     def noted(number: int, sigma: float, sigma_next: float) -> Tensor:
@@ -88,16 +103,31 @@ def test_beside_a_network_every_answer_is_made_by_another_thread() -> None:
         return answer(number, sigma, sigma_next)
 
     pairs = [(float(k), float(k - 1)) for k in range(20, 0, -1)]
-    for called in (True, False):
-        makers.clear()
-        with Ahead(noted, pairs) as noise:
-            denoise = noise.beside(lambda x, sigma: x)
-            for pair in pairs:
-                if called:
-                    denoise(torch.zeros(1), pair[0])
-                noise(*pair)
-        ahead = sum(name.startswith("minisd-noise") for name in makers)
-        assert ahead == (len(pairs) if called else AHEAD)
+    own = threading.current_thread().name
+    with Ahead(noted, pairs, size=size) as noise:
+        for pair in pairs:
+            noise(*pair)
+    assert len(makers) == len(pairs) and own not in makers
+    makers.clear()
+    with Ahead(noted, pairs, size=size) as noise:
+        for high, low in pairs:
+            noise(high + 0.5, low)
+    assert makers.count(own) == len(pairs)
+
+
+def test_noise_of_a_run_is_made_beside_the_network() -> None:
+    """Oracle: while the network computes for the first time, all the noise of the run comes to be ready;
+    images of a batch have threads of their own. Inverse: nothing for a solver that draws nothing."""
+    for name, count in (("dpmpp_2m_sde", 1), ("euler_ancestral", 3), ("euler", 1)):
+        request = Request(sampler=name, steps=8, seed=7, width=64, height=64, count=count)
+        request = request.for_model(SD1, seed=0)
+        table = sigma_table(SD1, request)
+        sigmas = run_sigmas(table, request, schedule_of(request), "sd1")
+        like = torch.zeros(count, 4, 8, 8)
+        with step_noise(request, SAMPLERS[name], sigmas, (4, 8, 8), like, {}) as noise:
+            made = concurrent.futures.wait(noise.ready.values(), timeout=60)
+            assert not made.not_done and len(made.done) == (0 if name == "euler" else 7)
+            assert noise.pool._max_workers == min(count, os.cpu_count() or 1)
 
 
 def test_an_error_of_the_source_reaches_the_run() -> None:

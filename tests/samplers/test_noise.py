@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from minisd.samplers.noise import batch_normal, philox4x32, philox_normal, philox_normals, torch_normal
+from minisd.samplers.noise import (
+    COUNTERS,
+    Normals,
+    batch_normal,
+    philox4x32,
+    philox_normal,
+    philox_normals,
+    torch_normal,
+)
 
 ALL = 0xFFFFFFFF
 VECTORS = [  # (counter, key, output) of Random123's kat_vectors
@@ -103,6 +111,15 @@ def test_the_four_parts_of_a_draw_are_independent() -> None:
             assert abs(float(((a**2 - 1) * (b**2 - 1)).mean())) < 5 * 2 / 100_000**0.5
     assert philox_normals(5, 3, (3, 7)).shape == (3, 7) and philox_normals(5, 3, (1,)).shape == (1,)
     assert torch.equal(philox_normals(5, 3, (8,)), philox_normals(5, 3, (2, 4)).flatten())
+
+
+def test_many_draws_at_once_are_those_made_alone() -> None:
+    """Oracle: equality, where they fill several blocks and the last one not to its end, and where one draw is
+    more than a block."""
+    for n in (7, 4 * (COUNTERS // 3), 4 * COUNTERS + 5):
+        draws = Normals(n).drawn(9, [2**31 + 1, 0, 5, 6, 2**32 - 1, 3, 3])
+        for row, number in zip(draws, (2**31 + 1, 0, 5, 6, 2**32 - 1, 3, 3), strict=True):
+            assert torch.equal(torch.from_numpy(row), philox_normals(9, number, (n,)))
 
 
 def test_a_draw_is_a_function_of_seed_draw_and_place() -> None:

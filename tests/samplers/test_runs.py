@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -251,6 +252,15 @@ def test_brownian_noise_does_not_know_the_order_of_questions() -> None:
         other(math.sqrt(pair[0] * pair[1]), pair[1])
         assert torch.equal(other(*pair), asked[pair])
     assert torch.equal(noise(*pairs[0]), asked[pairs[0]])
+
+
+def test_brownian_noise_is_the_same_for_threads_that_ask_at_once() -> None:
+    """Oracle: bits of the same intervals asked for one after the other."""
+    pairs = [(a, b) for a in (14.0, 5.0, 1.0) for b in (4.9, 0.9, 0.5, 0.05)] * 4
+    noise, alone = brownian(7, 8), brownian(7, 8)
+    with ThreadPoolExecutor(4) as pool:
+        for pair, row in zip(pairs, pool.map(lambda pair: noise(*pair), pairs), strict=True):
+            assert torch.equal(row, alone(*pair))
 
 
 def test_brownian_noise_is_per_image() -> None:
