@@ -25,6 +25,7 @@ from minisd.model import Model
 from minisd.models.side_path import SidePath, dense_like, low_rank_like
 from minisd.weights_loader.lora_file import Adapter
 from minisd.weights_loader.lora_kinds import Change
+from minisd.wishes import UNCOND
 
 Way = Literal["auto", "merged", "beside"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -62,7 +63,13 @@ def adapted(model: Model, uses: Sequence[Use], *, way: Way = "auto") -> Model:
         for use, encoder in zip(model.config.text, model.text_encoders, strict=True)
     )
     unet = changed(model.unet, "unet")
-    return replace(model, text_encoders=encoders, unet=unet)
+    second = model.second
+    if second is not None and second is not model.unet:
+        terms, device = terms_of(uses, "unet"), torch.device(model.plan.part(UNCOND).device)
+        second = with_terms(second, terms, "unet", way, device)
+    elif second is not None:
+        second = unet
+    return replace(model, text_encoders=encoders, unet=unet, second=second)
 
 
 def ordered(uses: Sequence[Use]) -> list[Use]:

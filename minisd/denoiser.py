@@ -27,6 +27,7 @@ from minisd.guidance import (
     thresholded,
     weighted,
 )
+from minisd.halves import Half
 from minisd.kernels import fused
 from minisd.lllite_run import with_shifts
 from minisd.models.conv import NO_WRAP, Wrap
@@ -67,6 +68,7 @@ class Denoiser:
     scale of an instruct-pix2pix model, whose third prediction sees no picture. controls: networks that
     read a picture and add to what this one computes. guests: pictures that it attends to beside the text.
     references: pictures that it attends to beside its own, in a further call each.
+    half: where the unconditional prediction is made, if not beside the other.
     once: what is not computed again at every step. combined_by: implementation of guidance. wrap: axes
     along which the picture goes on at its opposite edge. areas: of regions, in which the prompts differ;
     the first has those of this Denoiser.
@@ -97,6 +99,7 @@ class Denoiser:
     combined_by: str = "torch"
     wrap: Wrap = NO_WRAP
     areas: tuple[Area, ...] = ()
+    half: Half | None = None
 
     def at_tile(self, tile: Tile) -> Denoiser:
         """This one for a part of the picture."""
@@ -195,7 +198,9 @@ class Denoiser:
         joined = weighed or any(pulls(a.conds(1)) for a in self.areas)
         if self.always_uncond or joined or (acts and (rule.needs_uncond or two_scales)):
             same = self.cond.context.shape == self.uncond.context.shape
-            if self.batching.prompts and same and not seen:
+            if self.half is not None:
+                out_c, out_u = self.half.both(self, x, sigma, extra, seen)
+            elif self.batching.prompts and same and not seen:
                 out_c, out_u = self.call(x, sigma, extra, [self.cond, self.uncond]).chunk(2)
             else:
                 out_c = self.call(x, sigma, extra, [self.cond])
@@ -262,7 +267,7 @@ class Denoiser:
             guided = guided + rule.slg_scale * (cond - worse)
         if rule.sag_scale > 0:
             noise = x - uncond  # sigma * eps
-            blurred = degraded(uncond, maps[-1], rule.sag_blur)
+            blurred = degraded(uncond, maps[-1].to(uncond.device), rule.sag_blur)
             output = self.call(blurred + noise, sigma, extra, [self.uncond])
             worse = denoised_from(output, blurred + noise, sigma, self.prediction)
             # the difference of the two noises, as the paper adds it

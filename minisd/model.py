@@ -33,7 +33,7 @@ from minisd.text.embeddings import Embedding
 from minisd.trust import NO_PROOF, Proof, proven
 from minisd.weights import FileWeights
 from minisd.weights_loader.checkpoint import Checkpoint, open_checkpoint
-from minisd.wishes import Named, Wishes, named_of
+from minisd.wishes import UNCOND, Named, Wishes, file_part, named_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Model:
     vae: AutoencoderKL
     plan: Plan
     tiny_vae: TAESD | None = None
+    second: UNet | None = None  # for the unconditional prediction, where that has a device of its own
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # learned words, by name
     files: tuple[Stamp, ...] = ()  # what it was loaded from
     executor: Executor | None = None  # of weights that do not stay
@@ -91,7 +92,7 @@ def file_weights(checkpoint: Checkpoint, plan: Plan, part: str, ema: bool | None
     device = torch.device(where.device)
     return FileWeights(
         checkpoint,
-        part,
+        file_part(part),
         dtype=where.dtype.value,
         device=device,
         ema=ema,
@@ -241,6 +242,8 @@ def loaded(
         with torch.device("meta"):
             networks: dict[str, nn.Module] = {use.part: TextEncoder(use.config) for use in config.text}
             networks |= {"unet": UNet(config.unet), "vae": AutoencoderKL(config.vae)}
+            if any(p.part == UNCOND for p in plan.parts):
+                networks[UNCOND] = UNet(config.unet)
             if paths.tiny_vae is not None:
                 networks["taesd"] = TAESD(checkpoint.taesd_config)
         executor = Executor()
@@ -263,6 +266,7 @@ def loaded(
         vae=cast(AutoencoderKL, networks["vae"]),
         plan=plan,
         tiny_vae=cast(TAESD | None, networks.get("taesd")),
+        second=None if plan.cfg_device.value is None else cast(UNet, networks.get(UNCOND, networks["unet"])),
         executor=executor if moves else None,
         files=stamps,
     )

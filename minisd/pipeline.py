@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -24,6 +25,7 @@ from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, RequestError
 from minisd.events import Listener, Pace, Preview, Progress
 from minisd.guidance import Guidance
+from minisd.halves import Half
 from minisd.hires import Enlarge, second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
 from minisd.inversion import check_inversion, described, inverted
@@ -127,10 +129,13 @@ def denoiser_of(
     controls: tuple[Control, ...] = (),
     guests: tuple[Guest, ...] = (),
     references: tuple[Reference, ...] = (),
+    pool: ThreadPoolExecutor | None = None,
 ) -> Denoiser:
-    """The network with this request's prompts and rules."""
+    """The network with this request's prompts and rules. pool: the thread for a second device."""
     prompts, model = encoded.timeline[0][1], staged.models[0][1]
     several = len(staged.models) > 1
+    own = once_of(model, table, sigmas) if pool is not None and not several else None
+    half = half_of(staged, own, pool, controls, guests, references)
     return Denoiser(
         network=model.unet,
         table=table,
@@ -156,7 +161,27 @@ def denoiser_of(
         references=references,
         check=check,
         wrap=request.wrap,
+        half=half,
     )
+
+
+def half_of(
+    staged: Stages, once: Once | None, pool: ThreadPoolExecutor | None, *beside: tuple[object, ...]
+) -> Half | None:
+    """Where the unconditional predictions of a run are made, if the plan has a device for them. beside: what
+    adds to the UNet's passes. Raises RequestError for such on two devices."""
+    model = staged.models[0][1]
+    if model.second is None or pool is None:
+        return None
+    device = torch.device(model.plan.cfg_device.value or model.unet_device)
+    if model.second is not model.unet and any(beside):
+        raise RequestError(
+            "controls and picture prompts are on one device, and cfg_device makes predictions on two; leave "
+            "one of them out",
+            field="controls" if any(beside[::2]) else "picture_prompts",
+        )
+    twins = tuple((one.unet, one.second) for _, one in staged.models if one.second is not None)
+    return Half(device, twins, pool, once)
 
 
 def once_of(model: Model, table: SigmaTable, sigmas: Tensor) -> Once | None:
@@ -218,6 +243,7 @@ class Help:
     guests: tuple[Guest, ...]
     stages: Callable[[Model, Request, int], Stages] | None
     refiner: Model | None
+    pool: ThreadPoolExecutor  # of one thread
 
 
 def run_pass(
@@ -251,7 +277,7 @@ def run_pass(
         own = sigma_table(refiner.config, request)
         others, _ = areas_of(lambda one: encode(alone, one), request, told, shape[1:])
         extra = None if start.extra is None else start.extra.to(refiner.unet_device)
-        second = denoiser_of(alone, request, own, sigmas, told, extra, check).over(others)
+        second = denoiser_of(alone, request, own, sigmas, told, extra, check, pool=helped.pool).over(others)
         share = first_share(request, table, second.sigmas)
     lap("encode")
     size = (shape[2] * factor, shape[1] * factor)
@@ -259,7 +285,7 @@ def run_pass(
         request.controls, helped.networks, model.config.unet, size, shape[1:], request.wrap
     )
     references = references_of(request.controls, model, size)
-    beside = controls, helped.guests, references
+    beside = controls, helped.guests, references, helped.pool
     tiling = tiles_in(request, shape[1:], factor)
     if request.inversion != "no" and len(sigmas) > 1:
         check_inversion(model, request, start)
@@ -339,7 +365,8 @@ def draw(
         )
     if refiner is not None:
         check_pair(model.config, refiner.config)
-    with torch.inference_mode(), as_planned(model):
+    thread = ThreadPoolExecutor(1, "minisd-uncond")  # there is none until it is given something to do
+    with torch.inference_mode(), as_planned(model), thread as pool:
         check()
         table = sigma_table(model.config, request)
         schedule = schedule_of(request)
@@ -354,7 +381,7 @@ def draw(
         there = len(sigmas) - 1 if request.inversion != "no" else 0  # the way to the noise is counted too
         total += there
         watch = Listening(on_event, preview, preview_every, pace, total, job)
-        helped = Help(networks or {}, guests, stages, refiner)
+        helped = Help(networks or {}, guests, stages, refiner, pool)
         latents, encoded, staged = run_pass(model, request, table, start, helped, watch, check, trail, lap)
         if second is not None and more is not None:
             again = second_start(model, request, second, more, latents, upscaler)

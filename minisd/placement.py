@@ -18,7 +18,7 @@ from minisd.denoiser import Batching
 from minisd.errors import PlanError
 from minisd.kernels import Kernels, why_not
 from minisd.quantise.sensitive import Layers
-from minisd.wishes import CALLS, Named, Residency, Wishes, group_of
+from minisd.wishes import CALLS, UNCOND, Named, Residency, Wishes, group_of
 
 T = TypeVar("T")
 
@@ -82,6 +82,8 @@ class Plan:
     memory: Choice[int | None] = Choice(None, "not limited")  # bytes on the UNet's device
     stages: tuple[Stage, ...] = ()  # predicted; empty where there is far more room than needed
     rung: Choice[str] = Choice("resident", "there is room")
+    # of the unconditional prediction of guidance, made at the same time; None: the UNet's
+    cfg_device: Choice[str | None] = Choice(None, "one after the other, or in one call")
     shortage: str | None = None  # the lack of memory on the rung above that led to this one (`shortage.py`)
 
     @property
@@ -106,6 +108,11 @@ class Plan:
             f"attention       {self.attention.value}: {self.attention.reason}",
             f"kernels         {self.kernels.value}: {self.kernels.reason}",
             f"batched         {' and '.join(batching) or 'nothing'}: {self.batching.reason}",
+            *(
+                [f"guidance        on {self.cfg_device.value} too: {self.cfg_device.reason}"]
+                if self.cfg_device.value is not None
+                else []
+            ),
             f"channels last   {', '.join(self.channels_last.value) or 'no'}: {self.channels_last.reason}",
             f"VAE tiles       {self.vae_tile.value or 'none'}: {self.vae_tile.reason}",
         ]
@@ -142,6 +149,7 @@ class Plan:
             "kernels": str(self.kernels.value),
             "images_together": self.batching.value.images,
             "prompts_together": self.batching.value.prompts,
+            "cfg_device": self.cfg_device.value,
             "channels_last": list(self.channels_last.value),
             "vae_tile": self.vae_tile.value,
             "memory": self.memory.value,
@@ -189,7 +197,15 @@ def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Un
         batching = Choice(
             replace(batching.value, prompts=prompts), f"prompts {wishes.cfg}: asked for by name"
         )
+    halves = choose_halves(wishes, next((p for p in parts if p.part == "unet"), None))
+    if halves is not None:
+        batching = Choice(replace(batching.value, prompts=False), "predictions on two devices")
+        parts += [halves] if halves.device != unet else []
     chosen = choose_kernels(kernels, wishes.attention, unet, *(p.device for p in parts))
+    if halves is not None and chosen.value.graph:
+        raise PlanError(
+            "graph records what one thread launches, and cfg_device has two at work; leave one of them out"
+        )
     # on a CPU torch's own GroupNorm over channels last sums in an order that depends on the number of threads
     any_order = chosen.value.group_norm_silu == "avx512"
     last = tuple(
@@ -207,7 +223,33 @@ def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Un
         if last
         else Choice((), "CPU: GroupNorm's sums over channels last depend on the number of threads"),
         vae_tile=Choice(tile, "asked for by name" if tile else "decoded whole"),
+        cfg_device=Choice(None, "one after the other, or in one call")
+        if halves is None
+        else Choice(halves.device, "asked for by name: the unconditional prediction, at the same time"),
     )
+
+
+def choose_halves(wishes: Wishes, unet: PartPlan | None) -> PartPlan | None:
+    """The UNet once more for the unconditional prediction, if it is to have a device of its own; on the same
+    device as the first it is no part of the plan: they share their weights."""
+    if wishes.cfg_device == "auto" or unet is None:
+        return None
+    if wishes.cfg == "together":
+        raise PlanError(
+            "cfg together makes both predictions in one call, and cfg_device makes them on two devices; "
+            "leave one of them out"
+        )
+    device = choose_device(wishes.cfg_device).value
+    if same_device(device, unet.device):
+        return unet
+    choose_dtype(str(unet.dtype.value).removeprefix("torch."), device)  # of both; it may refuse
+    return replace(unet, part=UNCOND, device=device)
+
+
+def same_device(a: str, b: str) -> bool:
+    """Whether two names are of one device; that without a number is the first."""
+    one, other = torch.device(a), torch.device(b)
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
 
 
 def part_dtype(wishes: Wishes, part: str, device: str) -> Choice[torch.dtype]:

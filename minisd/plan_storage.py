@@ -14,7 +14,7 @@ from minisd.placement import Choice, PartPlan, Plan
 from minisd.quantise.schemes import SCHEMES, stored_bytes
 from minisd.quantise.sensitive import SMALL, Layers, layers_of, scheme_name
 from minisd.weights_loader.expected import Shapes, text_shapes, unet_shapes, vae_shapes
-from minisd.wishes import QUANTS, Wishes, group_of
+from minisd.wishes import QUANTS, Wishes, file_part, group_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Storage:
         wish = self.wishes.of("quant", part.part)
         if wish not in QUANTS:
             raise PlanError(f"quant {wish!r} is not one of {', '.join(QUANTS)}")
-        own = self.stored.get(part.part, ())
+        name = file_part(part.part)
+        own = self.stored.get(name, ())
         if wish == "none":
             why = "asked for by name: made wide when it is loaded" if own else "asked for by name"
             return replace(part, quant=Choice("none", why))
@@ -52,8 +53,8 @@ class Storage:
             return part
         if part.part == "taesd":
             return replace(part, quant=Choice("none", SMALL))
-        shapes = shapes_of(self.config, part.part)
-        layers = own if wish == "auto" else layers_of(part.part, shapes, wish)
+        shapes = shapes_of(self.config, name)
+        layers = own if wish == "auto" else layers_of(name, shapes, wish)
         named = sorted({scheme for _, scheme in layers})
         kind = torch.device(part.device).type
         if kind == "mps" and any(SCHEMES[s].codes.is_floating_point for s in named):

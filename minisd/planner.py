@@ -22,7 +22,7 @@ from minisd.plan_devices import DeviceFacts, parse_bytes
 from minisd.plan_storage import Storage
 from minisd.quantise.sensitive import Layers
 from minisd.request import Request
-from minisd.wishes import OFFLOADS, Residency, Wishes, group_of, named_of
+from minisd.wishes import OFFLOADS, UNCOND, Residency, Wishes, group_of, named_of
 
 RUNGS: dict[str, tuple[str, dict[str, Residency]]] = {  # offload: what it does, residency by kind of part
     "none": ("all weights stay", {"text": "resident", "unet": "resident", "vae": "resident"}),
@@ -254,7 +254,9 @@ def stage_work(plan: Plan, config: ModelConfig, sizes: Sizes, group: str, facts:
             *(c, sizes.height, sizes.width, batch, TOKENS, dtype, attention, facts.reorders, flow, layers)
         )
         latents = sizes.count * c.out_channels * sizes.height * sizes.width * 4
-        return work + 4 * latents  # the solver's own
+        # both halves of guidance at the same time on one device
+        beside = plan.cfg_device.value is not None and all(p.part != UNCOND for p in plan.parts)
+        return work * (2 if beside and sizes.guided else 1) + 4 * latents  # the solver's own
     dtype, flow, layers = kept_as(plan, "vae")
     tile = plan.vae_tile.value
     cells = None if tile is None else tile // config.vae.factor

@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 OFFLOADS = ("auto", "none", "staged", "streamed", "disk")
 QUANTS = ("auto", "none", "e4m3", "e4m3_tensor", "e5m2", "e5m2_tensor", "int8", "w8a8", "int4", "nf4")
 CALLS = ("auto", "together", "apart")
+UNCOND = "unet_uncond"  # the part of a plan that is the UNet once more, on `cfg_device`
 Residency = Literal["resident", "staged", "streamed", "disk"]
 
 
@@ -22,8 +23,9 @@ class Wishes:
     (`quantise.schemes`), none (not at all), or auto (as the file does). offload: none (all weights stay),
     staged (each network comes for its stage and goes), streamed (block by block, the next one on its way),
     disk (block by block, nothing kept). memory: the most that may be taken on the UNet's device, "6GiB" or
-    bytes. cfg: both predictions of guidance in one call, or apart. attention: name of an implementation.
-    vae_tile: pixels.
+    bytes. cfg: both predictions of guidance in one call, or apart. cfg_device: make the unconditional one
+    there, at the same time as the other (`halves.py`). attention: name of an implementation. vae_tile:
+    pixels.
     """
 
     device: str = "auto"
@@ -41,6 +43,7 @@ class Wishes:
     offload: str = "auto"
     memory: str | int | None = None
     cfg: str = "auto"
+    cfg_device: str = "auto"
     attention: str = "auto"
     vae_tile: int | None = None
 
@@ -68,6 +71,7 @@ class Named(TypedDict, total=False):
     offload: str
     memory: str | int | None
     cfg: str
+    cfg_device: str
     attention: str
     vae_tile: int | None
 
@@ -75,6 +79,11 @@ class Named(TypedDict, total=False):
 def named_of(wishes: Wishes) -> Named:
     """Wishes as keyword arguments."""
     return Named(**asdict(wishes))
+
+
+def file_part(part: str) -> str:
+    """The part of a file that a part of a plan is made from."""
+    return "unet" if part == UNCOND else part
 
 
 def group_of(part: str) -> str:

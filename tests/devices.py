@@ -68,7 +68,7 @@ class FakeDevices:
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.moved: list[Move] = []
-        self.threads: set[tuple[str, int]] = set()  # (device, thread) of every operation
+        self.threads: set[tuple[str, int]] = set()  # (device, thread) of every convolution
         self._seen: set[int] = set()
         self._lock = threading.RLock()
         self._patches: list[Any] = []
@@ -161,7 +161,8 @@ class FakeDevices:
         device = kwargs.get("device")
         if device is not None:
             place, kwargs = str(device), {**kwargs, "device": "cpu"}
-        self.threads.add((place, threading.get_ident()))
+        if name == "conv2d":
+            self.threads.add((place, threading.get_ident()))
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **kwargs)
         return self._placed(out, place)

@@ -215,6 +215,7 @@ WISH_HELP: dict[str, str] = {
     "disk: block by block, nothing kept (default: the first that fits)",
     "memory": "the most to take, as 6GiB or 900MB (default: what is free)",
     "cfg": "both predictions of guidance in one call, or apart (default: as the device likes)",
+    "cfg_device": "make the unconditional prediction of guidance on this device, at the same time",
     "attention": "sdpa, sliced, reference",
     "vae_tile": "decode in tiles of this size, to save memory",
 }
