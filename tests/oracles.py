@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from minisd.config import TAESDConfig, TextConfig, UNetConfig, VAEConfig
-from minisd.weights_loader.keymap import Rules, hf_rules, taesd_rules, unet_rules, vae_rules
+from minisd.weights_loader.keymap import Rules, hf_rules, unet_rules, vae_rules
 from minisd.weights_loader.rule import theirs_from
+from minisd.weights_loader.taesd import taesd_rules
 
 Weights = Mapping[str, Tensor]
 

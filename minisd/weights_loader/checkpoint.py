@@ -30,8 +30,7 @@ from minisd.weights_loader.kinds import FAMILY_NAMES
 from minisd.weights_loader.networks import ema_names
 from minisd.weights_loader.open import open_source
 from minisd.weights_loader.part import Part, PartReader, check_part
-from minisd.weights_loader.report import LoadReport, PartReport
-from minisd.weights_loader.rule import expected_theirs
+from minisd.weights_loader.report import LoadReport, report_of
 from minisd.weights_loader.source import TensorSource
 from minisd.weights_loader.swap import taken
 from minisd.weights_loader.unread import sort_leftovers
@@ -215,12 +214,13 @@ class Checkpoint:
     def left_over(self) -> list[str]:
         """Names of the file's tensors that no part reads, those of an EMA copy that is read not among
         them."""
-        reasons, unknown = self._leftovers
+        reasons, unknown = self.leftovers
         mine = {*unknown, *(name for names in reasons.values() for name in names)}
         return [name for name in self.source.tensors if name in mine]
 
     @cached_property
-    def _leftovers(self) -> tuple[dict[str, list[str]], list[str]]:
+    def leftovers(self) -> tuple[dict[str, list[str]], list[str]]:
+        """What no part reads: ({why that is known: names}, names that nobody knows)."""
         used: set[str] = set()
         for part in self.detection.parts.values():
             used |= part.names(self.source.tensors)
@@ -244,7 +244,7 @@ class Checkpoint:
         )
 
     def _check_known(self) -> None:
-        unknown = self._leftovers[1]
+        unknown = self.leftovers[1]
         if unknown and not self._allow_unknown:
             raise CheckpointError(
                 f"{quoted(self.name)} was taken for {self.detection.summary}, but "
@@ -284,48 +284,7 @@ class Checkpoint:
 
     def report(self, *, ema: bool | None = None) -> LoadReport:
         """What loading finds; reads headers only and raises nothing for a file that opened."""
-        found = self.detection
-        unread, unknown = self._leftovers
-        wanted = [u.part for u in self.config.text] + ["unet", "vae"] if self.config else []
-        adapter = not self._pieces  # then nothing was tried, and nothing is unknown
-        return LoadReport(
-            name=self.name,
-            container=self.source.container,
-            kind=found.kind,
-            family=found.family,
-            variant=found.variant,
-            summary=found.summary,
-            prediction=found.prediction,
-            zero_terminal_snr=found.zero_terminal_snr,
-            prediction_sure=found.prediction_sure,
-            unet_weights=self.ema_choice(ema)[1] if "unet" in self._pieces else None,
-            evidence=found.evidence,
-            parts=tuple(self._part_report(name) for name in self._pieces),
-            absent=tuple(p for p in wanted if p not in self._pieces),
-            refusal=found.refusal,
-            unread={} if adapter else {reason: len(names) for reason, names in unread.items()},
-            unknown=() if adapter else tuple(unknown),
-        )
-
-    def _part_report(self, name: str) -> PartReport:
-        source, part = self._pieces[name]
-        expected = expected_theirs(part.rules)
-        try:
-            self.check(name)
-            problem = None
-        except CheckpointError as error:
-            problem = str(error)
-        return PartReport(
-            part=name,
-            source=source.path.name,
-            layout=part.layout,
-            filled=sum(part.prefix + theirs in source.tensors for theirs in expected),
-            expected=len(expected),
-            elements=self.elements(name),
-            nbytes=part.contents.nbytes,
-            dtypes=part.contents.dtypes,
-            problem=problem,
-        )
+        return report_of(self, ema)
 
     def close(self) -> None:
         """Gives the files back, those of swapped parts too."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from minisd.config import TAESDConfig, TextConfig, TextUse, UNetConfig, VAEConfig
+from minisd.config import TextConfig, TextUse, UNetConfig, VAEConfig
 from minisd.errors import CheckpointError, quoted
 from minisd.weights_loader.config_json import Declared
 
@@ -259,28 +259,3 @@ def derive_text(
             use, config=config, skip=said.skip, final_norm=said.final_norm, pad_id=said.pad_id, pooled=pooled
         )
     return replace(use, config=config, skip=max(0, use.skip - max(0, use.config.layers - present)))
-
-
-def derive_taesd(shapes: Shapes) -> TAESDConfig:
-    """TAESDConfig from our names (`encoder.N...`, `decoder.N...`); one half is enough."""
-    outline = Outline(shapes, "TAESD")
-    half = "encoder" if "encoder.0.weight" in shapes else "decoder"
-    first = 0 if half == "encoder" else 1
-    numbers = [int(p) for p in {n.split(".")[1] for n in shapes if n.startswith(f"{half}.")} if p.isdecimal()]
-    last = max(numbers, default=first)
-    if last > 1000:
-        raise CheckpointError(f"TAESD: {half} counts up to {last}; the original has 20 layers")
-    runs, run = [], 0  # blocks between plain convolutions
-    for n in range(first + 1, last + 1):
-        if f"{half}.{n}.conv" in outline:
-            run += 1
-        elif f"{half}.{n}.weight" in shapes:
-            runs.append(run)
-            run = 0
-    inputs, outputs = outline.size(f"{half}.{first}.weight", 1), outline.size(f"{half}.{last}.weight", 0)
-    return TAESDConfig(
-        in_channels=inputs if half == "encoder" else outputs,
-        latent_channels=outputs if half == "encoder" else inputs,
-        width=outline.size(f"{half}.{first}.weight", 0),
-        num_blocks=tuple(runs if half == "encoder" else runs[::-1]),
-    )

@@ -23,20 +23,21 @@ from minisd.config import (
     UNetConfig,
     VAEConfig,
 )
-from minisd.errors import CheckpointError, listed
+from minisd.errors import CheckpointError
 from minisd.weights_loader.config_json import KEY, Declared, config_from_json
 from minisd.weights_loader.derive import Heads, derive_unet, published_heads
+from minisd.weights_loader.detect_parts import detect_parts
 from minisd.weights_loader.detection import Detection
-from minisd.weights_loader.diffusers_config import norm_groups, unet_heads, vae_scale_factor
+from minisd.weights_loader.diffusers_config import norm_groups, unet_heads
 from minisd.weights_loader.family import family_of, text_key, variant_of
-from minisd.weights_loader.kinds import FAMILY_NAMES, not_a_model
-from minisd.weights_loader.networks import check_groups, ema_names, taesd_part, text_part, unet_part, vae_part
-from minisd.weights_loader.part import Part, contents
+from minisd.weights_loader.kinds import FAMILY_NAMES, NOT_RUN, not_a_model, other_task
+from minisd.weights_loader.networks import check_groups, ema_names, text_part, unet_part, vae_part
+from minisd.weights_loader.part import contents
 from minisd.weights_loader.places import Place, below, places
 from minisd.weights_loader.prediction import NORM1, training_of
-from minisd.weights_loader.source import TensorInfo
+from minisd.weights_loader.source import Tensors
+from minisd.weights_loader.taesd import taesd_part
 
-Tensors = Mapping[str, TensorInfo]
 Read = Callable[[str], Tensor]
 
 
@@ -53,7 +54,7 @@ def detect(tensors: Tensors, metadata: Mapping[str, str], read: Read | None = No
         return Detection(
             other.kind, other.family, summary=other.what, evidence=evidence, refusal=other.sentence
         )
-    if strange := _foreign_unet(tensors):
+    if strange := other_task(tensors):
         what, why = strange
         return Detection(
             "foreign", summary=what, evidence=(why,), refusal=f"this is {what} ({why}), which {NOT_RUN}"
@@ -64,24 +65,7 @@ def detect(tensors: Tensors, metadata: Mapping[str, str], read: Read | None = No
         found.setdefault(place.kind, []).append(place)
     if "unet" in found:
         return _model(tensors, metadata, read, declared, found)
-    return _single(tensors, metadata, declared, found)
-
-
-NOT_RUN = "minisd does not run"
-
-
-def _foreign_unet(tensors: Tensors) -> tuple[str, str] | None:
-    """UNets of the right build for tasks that minisd does not do: (what, why)."""
-    for name, info in tensors.items():
-        if name in (
-            "model.diffusion_model.label_emb.weight",
-            "label_emb.weight",
-            "unet/class_embedding.weight",
-        ):
-            return "the x4 upscaler", f"{name} is {list(info.shape)}"
-        if name.endswith("label_emb.0.0.weight") and info.shape[1:] in ((1536,), (2048,)):
-            return "an unCLIP model", f"{name} is {list(info.shape)}"
-    return None
+    return detect_parts(tensors, metadata, declared, found)
 
 
 def _model(
@@ -100,11 +84,9 @@ def _model(
 
     vae = row.vae
     if "vae" in found:
-        scale, source = _scale_factor(
-            metadata, declared, row.vae.scale_factor, f"published for {FAMILY_NAMES[family]}"
-        )
-        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale, _vae_groups(metadata, declared))
-        evidence.append(f"VAE scale factor {scale}: {source}")
+        published = row.vae.scale_factor, f"published for {FAMILY_NAMES[family]}"
+        parts["vae"], vae, said = vae_part(tensors, found["vae"][0], metadata, declared, *published)
+        evidence.append(said)
     uses = []
     for use in row.text:
         where = _text_place(use, row, found.get("text", []))
@@ -211,83 +193,9 @@ def _playground(vae: VAEConfig) -> VAEConfig:
     )
 
 
-def _scale_factor(
-    metadata: Mapping[str, str], declared: Declared | None, family: float, reason: str
-) -> tuple[float, str]:
-    if declared:
-        return declared.scale_factor, "minisd.config in the metadata"
-    said = metadata.get("vae/config.json") or metadata.get("config.json")
-    factor = vae_scale_factor(said) if said else None
-    return (family, reason) if factor is None else (factor, "vae/config.json")
-
-
-def _vae_groups(metadata: Mapping[str, str], declared: Declared | None) -> int:
-    if declared:
-        return declared.vae_norm_groups
-    said = metadata.get("vae/config.json") or metadata.get("config.json")
-    return norm_groups(said, "vae/config.json") if said else 32
-
-
 def _text_place(use: TextUse, row: ModelConfig, found: list[Place]) -> Place | None:
     """The encoder in the file that this row of the family means."""
     wanted = [use.prefix, use.part + "/"]
     if len(row.text) == 1:  # then any encoder of the file is the one
         wanted += [p.prefix for p in found if p.prefix != ""]
     return next((p for prefix in wanted for p in found if p.prefix == prefix), None)
-
-
-def _single(
-    tensors: Tensors, metadata: Mapping[str, str], declared: Declared | None, found: Mapping[str, list[Place]]
-) -> Detection:
-    """A file without UNet: a VAE, text encoders, TAESD, or nothing known."""
-    parts: dict[str, Part] = {}
-    evidence: list[str] = []
-    if "vae" in found:
-        unknown = "shapes cannot tell it; SD1 and SD2 use this, SDXL 0.13025"
-        scale, source = _scale_factor(metadata, declared, 0.18215, unknown)
-        parts["vae"], vae = vae_part(tensors, found["vae"][0], scale, _vae_groups(metadata, declared))
-        evidence.append(f"VAE scale factor {scale}: {source}")
-        if vae.z_channels != 4:
-            what = f"a VAE with {vae.z_channels} latent channels (SD3, Flux)"
-            refusal = f"this is {what}; SD1.x, SD2.x and SDXL have 4"
-            return Detection("foreign", summary=what, evidence=tuple(evidence), refusal=refusal)
-    for place in found.get("text", []):
-        use = _nearest_use(tensors, place, declared)
-        part, use = text_part(tensors, place, use, declared, metadata)
-        parts[use.part] = part
-        evidence.append(f"{place.prefix}: a text encoder {use.config.width} wide")
-    if "taesd" in found:
-        parts["taesd"] = taesd_part(tensors, found["taesd"][0])
-        evidence.append("numbered convolutions without norms: TAESD")
-    if not parts:
-        shown = f"its first tensors are {listed(list(tensors)[:3])}" if tensors else "it holds no tensor"
-        what = "a file without a network that minisd knows"
-        refusal = f"this is {what} ({shown}); it reads SD1.x, SD2.x and SDXL models and their parts"
-        return Detection("foreign", summary=what, evidence=(shown,), refusal=refusal)
-    kind = {"text_encoder_2": "text_encoder"}.get(first := next(iter(parts)), first)
-    names = {"vae": "a VAE", "text_encoder": "a CLIP text encoder", "taesd": "a TAESD"}
-    return Detection(
-        kind=kind,
-        summary=names[kind] if len(parts) == 1 else f"a set of parts ({', '.join(parts)})",
-        parts=parts,
-        present={name: part.contents for name, part in parts.items()},
-        evidence=tuple(evidence),
-    )
-
-
-def _nearest_use(tensors: Tensors, place: Place, declared: Declared | None) -> TextUse:
-    """The row of the family whose encoder is as wide; by place and layout where none is."""
-    rows = [use for config in FAMILIES.values() for use in config.text]
-    if declared:
-        rows = list(FAMILIES[declared.family].text)
-    tokens = next(n for n in tensors if n.startswith(place.prefix) and n.endswith("token_embedding.weight"))
-    width = tensors[tokens].shape[-1] if tensors[tokens].shape else 0
-    second = place.prefix in ("text_encoder_2/", "conditioner.embedders.1.model.")
-    layout = "openclip" if place.layout == "openclip" else "hf"
-
-    def distance(use: TextUse) -> tuple[bool, bool, bool]:
-        return (use.part == "text_encoder_2") != second, use.config.width != width, use.layout != layout
-
-    if place.prefix == "":
-        return min(rows, key=lambda use: distance(use)[1:])
-    return min(rows, key=distance)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from minisd.config import TAESDConfig, TextConfig, UNetConfig, VAEConfig
-from minisd.weights_loader.keymap import Rules, hf_rules, taesd_rules, unet_rules, vae_rules
+from minisd.weights_loader.keymap import Rules, hf_rules, unet_rules, vae_rules
+from minisd.weights_loader.taesd import taesd_rules
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -8,8 +8,8 @@ from minisd.config import UNetConfig
 from minisd.errors import CheckpointError
 from minisd.weights_loader.config_json import Concat, Declared
 from minisd.weights_loader.kinds import FAMILY_NAMES
-from minisd.weights_loader.part import Tensors
 from minisd.weights_loader.places import Place
+from minisd.weights_loader.source import Tensors
 
 
 def text_key(tensors: Tensors, place: Place) -> str:

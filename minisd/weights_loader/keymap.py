@@ -2,12 +2,11 @@
 
 Each function walks its config as the network's constructor does and gives one `Rule` per parameter: our name
 and shape, their name and the operation between them. Reading, writing and the table of expected shapes all
-come from these rules. Nothing looks into a name. Ours are the original (ldm, sgm) names for UNet, VAE and
-TAESD and Hugging Face's for text encoders.
+come from these rules. Nothing looks into a name. Ours are the original (ldm, sgm) names for UNet and VAE, and
+Hugging Face's for text encoders.
 
 Sources: key lists of CompVis/stable-diffusion, Stability-AI/generative-models, diffusers 0.42
-(UNet2DConditionModel, AutoencoderKL, AutoencoderTiny), transformers (CLIPTextModelWithProjection), open_clip,
-madebyollin/taesd.
+(UNet2DConditionModel, AutoencoderKL), transformers (CLIPTextModelWithProjection), open_clip.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from itertools import pairwise
 
-from minisd.config import TAESDConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.config import TextConfig, UNetConfig, VAEConfig
 from minisd.weights_loader.rule import Op, Rule
 
 Rules = tuple[Rule, ...]
@@ -251,39 +250,3 @@ def hf_rules(config: TextConfig, *, root: str = "text_model.") -> Rules:
         Rule(r.ours, r.shape, root + r.ours[len(ours_root) :] if r.ours.startswith(ours_root) else r.ours)
         for r in _text(config, "text_projection")
     )
-
-
-def taesd_rules(config: TAESDConfig, *, encoder: bool = True, decoder: bool = True) -> Rules:
-    """TAESD: ours = indices of the original Sequentials below `encoder.` and `decoder.`, theirs = diffusers'
-    AutoencoderTiny, whose decoder does not count the clamp at index 0. `encoder` and `decoder` say which
-    halves a file holds."""
-    halves = [half for half, wanted in (("encoder", encoder), ("decoder", decoder)) if wanted]
-    return tuple(rule for half in halves for rule in _taesd(config, half))
-
-
-def _taesd(config: TAESDConfig, half: str) -> Iterator[Rule]:
-    w, encoding = config.width, half == "encoder"
-    inputs, outputs = config.in_channels, config.latent_channels
-    levels = list(enumerate(config.num_blocks))
-    if not encoding:
-        inputs, outputs = outputs, inputs
-        levels.reverse()
-
-    def at(index: int) -> tuple[str, str]:
-        return f"{half}.{index}", f"{half}.layers.{index if encoding else index - 1}"
-
-    n = 0 if encoding else 1  # decoder 0: clamp
-    yield from conv(*at(n), inputs, w)
-    n += 1 if encoding else 2  # decoder 2: ReLU
-    for level, blocks in levels:
-        if encoding and level > 0:
-            yield from conv(*at(n), w, w, bias=False)  # stride 2
-            n += 1
-        for _ in range(blocks):
-            for k in (0, 2, 4):
-                yield from conv(f"{at(n)[0]}.conv.{k}", f"{at(n)[1]}.conv.{k}", w, w)
-            n += 1
-        if not encoding and level > 0:
-            yield from conv(*at(n + 1), w, w, bias=False)  # after the upsampling at n
-            n += 2
-    yield from conv(*at(n), w, outputs)

@@ -7,12 +7,9 @@ may name UNet modules. Each kind comes with the sentence for the person who gave
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from minisd.weights_loader.source import TensorInfo
-
-Tensors = Mapping[str, TensorInfo]
+from minisd.weights_loader.source import Tensors
 
 FAMILY_OF_CONTEXT = {
     768: "sd1",
@@ -47,6 +44,7 @@ ADVICE = {
     "image_encoder": "IP-Adapters take it beside a model",
     "foreign": "minisd runs SD1.x, SD2.x and SDXL",
 }
+NOT_RUN = "minisd does not run"
 
 
 # A dotted part of a name, where it must stand ("" anywhere), and what has it.
@@ -94,6 +92,20 @@ def not_a_model(tensors: Tensors) -> NotAModel | None:
         or _upscaler(tensors)
         or _image_encoder(tensors)
     )
+
+
+def other_task(tensors: Tensors) -> tuple[str, str] | None:
+    """UNets of the right build for tasks that minisd does not do: (what, why)."""
+    for name, info in tensors.items():
+        if name in (
+            "model.diffusion_model.label_emb.weight",
+            "label_emb.weight",
+            "unet/class_embedding.weight",
+        ):
+            return "the x4 upscaler", f"{name} is {list(info.shape)}"
+        if name.endswith("label_emb.0.0.weight") and info.shape[1:] in ((1536,), (2048,)):
+            return "an unCLIP model", f"{name} is {list(info.shape)}"
+    return None
 
 
 def _first(tensors: Tensors, *marks: str) -> str | None:

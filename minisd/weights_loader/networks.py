@@ -10,11 +10,12 @@ from minisd.config import TextUse, UNetConfig, VAEConfig
 from minisd.errors import CheckpointError
 from minisd.weights_loader import keymap
 from minisd.weights_loader.config_json import Declared
-from minisd.weights_loader.derive import TextLayout, derive_taesd, derive_text, derive_vae
-from minisd.weights_loader.diffusers_config import text_numbers
-from minisd.weights_loader.part import Part, Tensors, make_part
+from minisd.weights_loader.derive import TextLayout, derive_text, derive_vae
+from minisd.weights_loader.diffusers_config import norm_groups, text_numbers, vae_scale_factor
+from minisd.weights_loader.part import Part, make_part
 from minisd.weights_loader.places import Place, below
 from minisd.weights_loader.rule import same_names
+from minisd.weights_loader.source import Tensors
 
 
 def unet_part(tensors: Tensors, place: Place, unet: UNetConfig) -> Part:
@@ -24,16 +25,33 @@ def unet_part(tensors: Tensors, place: Place, unet: UNetConfig) -> Part:
     return make_part("unet", place.prefix, place.layout, unet, rules, tensors)
 
 
-def vae_part(tensors: Tensors, place: Place, scale_factor: float, norm_groups: int) -> tuple[Part, VAEConfig]:
-    """The AutoencoderKL at this place, and its config; the two numbers are what shapes cannot tell."""
+def vae_part(
+    tensors: Tensors,
+    place: Place,
+    metadata: Mapping[str, str],
+    declared: Declared | None,
+    published: float,
+    why: str,
+) -> tuple[Part, VAEConfig, str]:
+    """The AutoencoderKL at this place, its config, and where the scale of its latents is from: the file's own
+    words, or what was published, and why that."""
+    said = metadata.get("vae/config.json") or metadata.get("config.json")
+    scale, source, groups = published, why, 32
+    if declared:
+        scale, source = declared.scale_factor, "minisd.config in the metadata"
+        groups = declared.vae_norm_groups
+    elif said:
+        if (factor := vae_scale_factor(said)) is not None:
+            scale, source = factor, "vae/config.json"
+        groups = norm_groups(said, "vae/config.json")
     layout = "original" if place.layout == "original" else "diffusers"
-    config = derive_vae(below(tensors, place.prefix), layout, scale_factor)
-    config = replace(config, norm_groups=norm_groups)
-    check_groups("VAE", [config.ch * m for m in config.ch_mult], norm_groups)
+    config = replace(derive_vae(below(tensors, place.prefix), layout, scale), norm_groups=groups)
+    check_groups("VAE", [config.ch * m for m in config.ch_mult], groups)
     old = f"{place.prefix}decoder.mid_block.attentions.0.query.weight" in tensors
     rules = keymap.vae_rules(config, old_attention=old)
     rules = same_names(rules) if layout == "original" else rules
-    return make_part("vae", place.prefix, place.layout, config, rules, tensors), config
+    part = make_part("vae", place.prefix, place.layout, config, rules, tensors)
+    return part, config, f"VAE scale factor {scale}: {source}"
 
 
 def check_groups(what: str, widths: list[int], norm_groups: int) -> None:
@@ -67,37 +85,6 @@ def text_part(
     else:
         rules = keymap.hf_rules(use.config, root="text_model." if place.layout == "hf" else "")
     return make_part(use.part, place.prefix, place.layout, use.config, rules, tensors), use
-
-
-def taesd_part(tensors: Tensors, place: Place) -> Part:
-    """The TAESD at this place: both halves, or the one that the file holds."""
-    shapes = below(tensors, place.prefix)
-    halves = [h for h in ("encoder", "decoder") if any(n.startswith(h + ".") for n in shapes)]
-    if place.layout in ("encoder-only", "decoder-only"):
-        halves = [place.layout.removesuffix("-only")]
-        config = derive_taesd({f"{halves[0]}.{n}": s for n, s in shapes.items()})
-    elif place.layout == "diffusers":
-        config = derive_taesd(_taesd_ours(shapes))
-    else:
-        config = derive_taesd(shapes)
-    rules = keymap.taesd_rules(config, encoder="encoder" in halves, decoder="decoder" in halves)
-    if place.layout != "diffusers":
-        rules = same_names(rules)
-    if place.layout.endswith("-only"):
-        rules = tuple(replace(r, theirs=r.ours.split(".", 1)[1]) for r in rules)
-    return make_part("taesd", place.prefix, place.layout, config, rules, tensors)
-
-
-def _taesd_ours(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """AutoencoderTiny's names -> ours: only the place of the number differs, and the decoder counts its clamp
-    here."""
-    ours = {}
-    for name, shape in shapes.items():
-        half, layers, number, *rest = [*name.split("."), "", ""]
-        if layers == "layers" and number.isdecimal():
-            index = int(number) + (half == "decoder")
-            ours[".".join([half, str(index), *[r for r in rest if r]])] = shape
-    return ours
 
 
 def ema_names(unet: Part, tensors: Tensors) -> dict[str, str]:

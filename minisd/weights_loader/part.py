@@ -27,9 +27,8 @@ from minisd.errors import CheckpointError, listed, quoted
 from minisd.quantise.schemes import SCHEMES, Form, form_of, quantise
 from minisd.weights_loader.quantised import FP8, QuantisedInfo, StoredSource
 from minisd.weights_loader.rule import Rule, expected_theirs
-from minisd.weights_loader.source import TensorInfo, TensorSource
+from minisd.weights_loader.source import TensorInfo, Tensors, TensorSource
 
-Tensors = Mapping[str, TensorInfo]
 ModelPart = UNetConfig | VAEConfig | TextConfig | TAESDConfig
 Control = ControlNetConfig | T2IAdapterConfig | LLLiteConfig | IPAdapterConfig | VisionConfig
 Config = ModelPart | Control | UpscalerConfig

@@ -6,12 +6,9 @@ A folder in diffusers layout is seen as one file whose names start with the sub-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from minisd.weights_loader.source import TensorInfo
-
-Tensors = Mapping[str, TensorInfo]
+from minisd.weights_loader.source import Tensors
 
 
 @dataclass(frozen=True)

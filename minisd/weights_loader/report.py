@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-from minisd.errors import listed
+from minisd.errors import CheckpointError, listed
+from minisd.weights_loader.rule import expected_theirs
+
+if TYPE_CHECKING:
+    from minisd.weights_loader.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,50 @@ class LoadReport:
         if self.refusal is not None:
             lines.append(self.refusal)
         return "\n".join(lines)
+
+
+def report_of(checkpoint: Checkpoint, ema: bool | None) -> LoadReport:
+    """What loading this checkpoint would find, by its headers."""
+    found, config, names = checkpoint.detection, checkpoint.config, checkpoint.parts
+    unread, unknown = checkpoint.leftovers
+    wanted = [u.part for u in config.text] + ["unet", "vae"] if config else []
+    adapter = not names  # then nothing was tried, and nothing is unknown
+    return LoadReport(
+        name=checkpoint.name,
+        container=checkpoint.source.container,
+        kind=found.kind,
+        family=found.family,
+        variant=found.variant,
+        summary=found.summary,
+        prediction=found.prediction,
+        zero_terminal_snr=found.zero_terminal_snr,
+        prediction_sure=found.prediction_sure,
+        unet_weights=checkpoint.ema_choice(ema)[1] if "unet" in names else None,
+        evidence=found.evidence,
+        parts=tuple(part_report(checkpoint, name) for name in names),
+        absent=tuple(p for p in wanted if p not in names),
+        refusal=found.refusal,
+        unread={} if adapter else {reason: len(names) for reason, names in unread.items()},
+        unknown=() if adapter else tuple(unknown),
+    )
+
+
+def part_report(checkpoint: Checkpoint, name: str) -> PartReport:
+    source, part = checkpoint.source_of(name), checkpoint.part(name)
+    expected = expected_theirs(part.rules)
+    try:
+        checkpoint.check(name)
+        problem = None
+    except CheckpointError as error:
+        problem = str(error)
+    return PartReport(
+        part=name,
+        source=source.path.name,
+        layout=part.layout,
+        filled=sum(part.prefix + theirs in source.tensors for theirs in expected),
+        expected=len(expected),
+        elements=checkpoint.elements(name),
+        nbytes=part.contents.nbytes,
+        dtypes=part.contents.dtypes,
+        problem=problem,
+    )

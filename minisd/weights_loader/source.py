@@ -45,6 +45,9 @@ class TensorInfo:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+Tensors = Mapping[str, TensorInfo]
+
+
 class TensorSource(Protocol):
     """An opened container. Thread-safe to read; `close` gives the file back."""
 

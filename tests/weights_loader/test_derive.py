@@ -25,10 +25,11 @@ from minisd.config import (
 from minisd.errors import CheckpointError
 from minisd.weights_loader import keymap
 from minisd.weights_loader.config_json import config_from_json, config_to_json
-from minisd.weights_loader.derive import Heads, derive_taesd, derive_text, derive_unet, derive_vae
+from minisd.weights_loader.derive import Heads, derive_text, derive_unet, derive_vae
 from minisd.weights_loader.diffusers_config import norm_groups, text_numbers, unet_heads, vae_scale_factor
 from minisd.weights_loader.expected import taesd_shapes, text_shapes, unet_shapes, vae_shapes
 from minisd.weights_loader.rule import expected_theirs
+from minisd.weights_loader.taesd import derive_taesd
 
 
 @st.composite

@@ -11,6 +11,7 @@ from minisd.config import SD1, SDXL, TAESDConfig, TextConfig, UNetConfig, VAECon
 from minisd.weights_loader import keymap
 from minisd.weights_loader.expected import taesd_shapes, text_shapes, unet_shapes, vae_shapes
 from minisd.weights_loader.rule import Rule, expected_theirs, theirs_from
+from minisd.weights_loader.taesd import taesd_rules
 from tests.weights_loader.manifests import FAMILY, IN_CHANNELS, manifest, shapes
 
 TINY_UNET = UNetConfig(
@@ -96,7 +97,7 @@ def test_taesd() -> None:
     assert {k: v for k, v in ours.items() if k.startswith("decoder.")} == {
         f"decoder.{k}": v for k, v in shapes(items["taesd_decoder (original)"]).items()
     }
-    assert expected_theirs(keymap.taesd_rules(config)) == shapes(items["taesd diffusers AutoencoderTiny"])
+    assert expected_theirs(taesd_rules(config)) == shapes(items["taesd diffusers AutoencoderTiny"])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_taesd() -> None:
         keymap.vae_rules(TINY_VAE, old_attention=True),
         keymap.text_rules(TINY_TEXT),
         keymap.hf_rules(TINY_TEXT, root=""),
-        keymap.taesd_rules(TINY_TAESD),
+        taesd_rules(TINY_TAESD),
     ],
     ids=["unet", "vae", "vae-old", "openclip", "hf", "taesd"],
 )
