@@ -57,7 +57,7 @@ def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """sum_j weights[j] slopes[j]; slopes newest first."""
     total = weights[0] * slopes[0]
     for w, d in zip(weights[1:], slopes[1:], strict=True):
-        total = total + w * d
+        total += w * d
     return total
 
 

@@ -35,7 +35,10 @@ class Move:
         out = euler_to(x, newest, self.sigma, self.sigma_next)
         for point, ratio, scale in zip(points, self.ratios, self.scales, strict=True):
             difference = point - newest
-            out = out - scale * (difference if ratio == 1 else difference / ratio)
+            if ratio != 1:
+                difference /= ratio
+            difference *= scale
+            out -= difference
         return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -40,14 +42,33 @@ def test_table_of_the_gpu() -> None:
 
 
 def test_overhead_of_samplers_is_counted_outside_the_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    """Oracle: a network that waits: its time is not counted, that of everything else is."""
-    assert (
-        samplers.main(["--only", "euler", "dpmpp_2m_sde", "--rounds", "1", "--call-ms", "1", "--no-record"])
-        == 0
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["sampler", "euler", "dpmpp_2m_sde"]
-    network = samplers.Waiting(0.0, both=False, request=samplers.Request(width=512, height=512))
+    """Oracle: a network that works: its time is not counted, that of everything else is; the Denoiser calls
+    it twice a step."""
+    names = ["euler", "dpmpp_2m_sde", "euler_cfgpp"]
+    few = ["--rounds", "1", "--path-rounds", "1", "--call-ms", "1", "--no-record"]
+    assert samplers.main(["--only", *names, *few]) == 0
+    *lines, worst = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["sampler", *names]
+    runs = {line.split()[0]: float(line.split()[2]) for line in lines[1:]}
+    assert f"run {max(runs.values()):.0f} us ({max(runs, key=runs.__getitem__)})" in worst
+    over = [name for name, us in runs.items() if us >= samplers.LIMIT]
+    assert worst.split("limit: ")[1] == (", ".join(over) or "none")
+    request = samplers.made("euler")
+    network = samplers.Waiting(0.0, both=False, request=request)
     network.spans = [(1.0, 2.0), (2.5, 3.5)]
     assert network.beside(4.0, 2) == pytest.approx(0.5e6)
+    network.spans.clear()
+    denoise = network.under(torch.tensor([2.0, 1.0, 0.0])).denoise()
+    x = torch.ones(1, 4, 2, 2)
+    assert torch.allclose(denoise(x, 2.0), x - 2.0 * 0.5 * x / 5**0.5) and len(network.spans) == 2
     assert set(samplers.SAMPLERS) == set(SAMPLERS)
+
+
+def test_time_outside_the_calls_is_counted() -> None:
+    """Inverse: a pause of the solver, and of an event, are in its figure."""
+    quick = samplers.alone("euler")
+    patch = pytest.MonkeyPatch()
+    with patch.context() as inside:
+        slow = lambda *args: time.sleep(2e-3)  # noqa: E731
+        inside.setattr(samplers.Trail, "step", slow)
+        assert samplers.whole("euler", 0.0, denoiser=False)[0] > 2000 > quick
