@@ -8,17 +8,17 @@ device whose operations take nothing beside their inputs and outputs; what oneDN
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minisd.config import TextConfig, UNetConfig, VAEConfig
+from minisd.empty_results import RULES
 from minisd.models.clip import TextEncoder
 from minisd.models.quantised import quantised
 from minisd.models.unet import CrossAttention, UNet
@@ -46,19 +46,10 @@ class Tally(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        out = RULES.get(func, func)(*args, **(kwargs or {}))
         extra = 0
-        # three by hand: attention as a fused kernel has it, and what takes a second of imports on this device
-        if func is F.scaled_dot_product_attention:
-            b, h, n, d = args[0].shape
-            out = args[0].new_empty(b, n, h, d).transpose(1, 2)
-        elif func is torch.conv2d:
-            out = convolved(*args)
-            if self.reorders and args[1].shape[-1] > 1:
-                extra = args[0].nbytes + args[1].nbytes
-        elif func in (F.group_norm, F.layer_norm):
-            out = torch.empty_like(args[0])
-        else:
-            out = func(*args, **(kwargs or {}))
+        if func is torch.conv2d and self.reorders and args[1].shape[-1] > 1:
+            extra = args[0].nbytes + args[1].nbytes
         for t in out if isinstance(out, tuple | list) else (out,):
             if isinstance(t, Tensor):
                 self._count(t)
@@ -77,23 +68,6 @@ class Tally(TorchFunctionMode):
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
-
-
-def convolved(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    *_: object,
-) -> Tensor:
-    """An empty tensor of the shape that this convolution gives, b c h w."""
-    sides = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    ]
-    return x.new_empty(x.shape[0], weight.shape[0], *sides)
 
 
 def counted(
@@ -244,6 +218,5 @@ def text_work(
     once = replace(config, layers=1)
     network = built(lambda: TextEncoder(once if flow == "resident" else config), dtype, layers)
     row = torch.empty(1, config.max_length, dtype=torch.int64, device="meta")
-    pooled = config.projection_dim is not None and config.final_layer_norm
-    norm = config.final_layer_norm
-    return counted(network, "sdpa", lambda: network(row, final_norm=norm, pooled=pooled), False, flow)
+    norm = config.final_layer_norm  # what is pooled is one row more
+    return counted(network, "sdpa", lambda: network(row, final_norm=norm), False, flow)

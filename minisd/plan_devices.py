@@ -14,9 +14,9 @@ import torch
 
 from minisd.errors import PlanError, quoted
 
-# Python, torch and the tokenizer, measured as resident memory (Linux, torch 2.13): 400 MB before the first
-# weight (170 of them what the meta device imports when memory is counted), 80 MB of oneDNN's code in a run
-PROCESS_BYTES = 480 * 10**6
+# Python, torch and the tokenizer, measured as resident memory (Linux, torch 2.13): 250 MB before the first
+# weight; 150 MB of oneDNN's code in a run and of what malloc has not given back
+PROCESS_BYTES = 400 * 10**6
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

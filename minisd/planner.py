@@ -3,7 +3,7 @@
 `choose` is a pure function of what the file's headers say, the size of the request, facts about the devices,
 and what was asked for by name. It takes the first rung that fits, and says what the next one would need.
 Rungs above change no bit of the picture; decoding in tiles does, so it is tried only when no rung fits
-without. On a CPU that has bfloat16, a model that does not fit in float32 is computed in bfloat16 instead.
+without. A CPU that has bfloat16 computes large models in it, and small ones where float32 does not fit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from minisd.config import ModelConfig
 from minisd.errors import PlanError
 from minisd.memory import text_work, unet_work, vae_work
-from minisd.placement import Choice, Plan, Stage, make_plan
+from minisd.placement import Choice, Plan, Stage, choose_device, make_plan
 from minisd.plan_devices import DeviceFacts, parse_bytes
 from minisd.plan_storage import Storage
 from minisd.quantise.sensitive import Layers
@@ -39,6 +39,7 @@ RUNGS: dict[str, tuple[str, dict[str, Residency]]] = {  # offload: what it does,
 TILES = (None, 1024, 768, 512, 384, 256, 192, 128, 64)  # pixels
 TOKENS = 77
 SPARE = 0.95  # of the memory that is free now, where none was named
+LARGE = 50_000_000  # weights of a model, from which on its products are most of what a CPU does
 GENEROUS = 2**20  # bytes for each latent and image: more than any stage takes in float32
 
 
@@ -80,18 +81,18 @@ def choose(
     if wishes.offload not in OFFLOADS:
         raise PlanError(f"offload {wishes.offload!r} is not one of {', '.join(OFFLOADS)}")
     storage = Storage(config, wishes, stored or {})
-    first = planned(elements, wishes, "none", kernels, storage)
-    where = first.part("unet").device
+    where = choose_device(wishes.of("device", "unet")).value
     facts = devices[where]
     memory = budget(wishes, facts)
     limit = memory.value
     limits = {name: limit if name == where else most(own) for name, own in devices.items()}
     wide = all(roomy(elements, sizes, own, wishes, limits[name]) for name, own in devices.items())
+    ladder = candidates(elements, sizes, wishes, facts, kernels, storage)
     if wishes.offload in ("auto", "none") and not count and wide:
-        return replace(first, memory=memory)
+        return replace(next(ladder), memory=memory)
     tried: list[Plan] = []
     fitting: Plan | None = None
-    for candidate in candidates(elements, sizes, wishes, facts, kernels, storage):
+    for candidate in ladder:
         stages = predicted(candidate, config, sizes, devices)
         plan = replace(candidate, memory=memory, stages=stages)
         if fitting is not None:
@@ -158,17 +159,14 @@ def candidates(
     names = [wishes.offload] if forced else list(RUNGS)
     if not forced and movers_refuse(wishes, kernels):
         names = ["none"]
-    dtypes = [wishes]
-    if facts.kind == "cpu" and wishes.dtype == "auto" and facts.bf16:
-        dtypes = [wishes, replace(wishes, dtype="bfloat16")]
+    dtypes = dtypes_of(elements, wishes, facts)
     tiles = [t for t in TILES if t is None or t < 8 * max(sizes.height, sizes.width)]
     for tile in tiles if wishes.vae_tile is None else [wishes.vae_tile]:
-        for number, dtype in enumerate(dtypes):
+        for number, (dtype, why) in enumerate(dtypes):
             exact_only = not forced and number == 0 and len(dtypes) > 1
             for name in names[:1] if exact_only else names:
-                plan = planned(elements, replace(dtype, vae_tile=tile), name, kernels, storage)
-                if number > 0:
-                    plan = in_bf16(plan, wishes, facts)
+                named = replace(wishes, dtype=dtype, vae_tile=tile)
+                plan = because(why, planned(elements, named, name, kernels, storage), wishes)
                 if tile is not None and wishes.vae_tile is None:
                     plan = replace(plan, vae_tile=Choice(tile, "decoding whole does not fit"))
                 yield plan
@@ -184,11 +182,19 @@ def movers_refuse(wishes: Wishes, kernels: str) -> bool:
     return any(keep) or chosen.upsample_conv != "nearest"
 
 
-def in_bf16(plan: Plan, wishes: Wishes, facts: DeviceFacts) -> Plan:
-    """The reason belongs to the plan, not to the person."""
-    reason = f"float32 does not fit in memory; {facts.why_bf16}"
+def dtypes_of(elements: Mapping[str, int], wishes: Wishes, facts: DeviceFacts) -> list[tuple[str, str]]:
+    """What may be computed in, best first, each with its reason; "" where a part's own choice has one."""
+    if facts.kind != "cpu" or wishes.dtype != "auto" or not facts.bf16:
+        return [(wishes.dtype, "")]
+    if sum(elements.values()) >= LARGE:
+        return [("bfloat16", f"{facts.why_bf16}: 1.7 times as fast as float32, in half the memory")]
+    return [("auto", ""), ("bfloat16", f"float32 does not fit in memory; {facts.why_bf16}")]
+
+
+def because(why: str, plan: Plan, wishes: Wishes) -> Plan:
+    """The reason for a dtype belongs to the plan, not to the person, who named none."""
     parts = tuple(
-        replace(p, dtype=Choice(p.dtype.value, reason)) if wishes.of("dtype", p.part) == "auto" else p
+        replace(p, dtype=Choice(p.dtype.value, why)) if why and wishes.of("dtype", p.part) == "auto" else p
         for p in plan.parts
     )
     return replace(plan, parts=parts)

@@ -57,12 +57,12 @@ def chosen(
 @pytest.mark.parametrize(
     ("family", "size", "memory", "rung", "dtype"),
     [
-        ("sd1", 512, "8GB", "none", torch.float32),
+        ("sd1", 512, "8GB", "none", torch.bfloat16),
         ("sd1", 512, "4GB", "none", torch.bfloat16),
         ("sd1", 512, "2GB", "staged", torch.bfloat16),
         ("sd1", 512, "1GB", "streamed", torch.bfloat16),
         ("sd1", 512, "500MB", "disk", torch.bfloat16),
-        ("sdxl", 1024, "20GB", "none", torch.float32),
+        ("sdxl", 1024, "20GB", "none", torch.bfloat16),
         ("sdxl", 1024, "10GB", "none", torch.bfloat16),
         ("sdxl", 1024, "6GB", "staged", torch.bfloat16),
         ("sdxl", 1024, "3GB", "streamed", torch.bfloat16),
@@ -88,6 +88,27 @@ def test_without_bfloat16_a_cpu_stays_in_float32() -> None:
     for memory in ("8GB", "4GB", "2GB", "900MB"):
         plan = chosen("sd1", 512, memory=memory, bf16=False)
         assert {p.dtype.value for p in plan.parts} == {torch.float32}
+
+
+def test_a_small_model_is_exact_where_it_fits_and_a_large_one_fast() -> None:
+    """Oracle: the dtype on a CPU with bfloat16, with the reason; a name given goes before it."""
+    config, sizes, facts_of = FAMILIES["sd1"], Sizes(64, 64, 1, guided=True), {"cpu": facts(None)}
+    few = dict.fromkeys(elements(config), 10**6)
+
+    def told(parts: dict[str, int], memory: str, **named: Unpack[Named]) -> list[tuple[torch.dtype, str]]:
+        plan = choose(config, parts, sizes, Wishes(memory=memory, **named), facts_of)
+        return [(p.dtype.value, p.dtype.reason) for p in plan.parts]
+
+    assert {d for d, _ in told(few, "8GB")} == {torch.float32}
+    small = choose(config, few, sizes, Wishes(memory="8GB"), facts_of).peak - 10**6
+    assert {d for d, _ in told(few, str(small))} == {torch.bfloat16}
+    assert all("float32 does not fit" in why for _, why in told(few, str(small)))
+    assert {d for d, _ in told(elements(config), "8GB")} == {torch.bfloat16}
+    assert all("as fast as float32" in why for _, why in told(elements(config), "8GB"))
+    assert {d for d, _ in told(elements(config), "8GB", dtype="float32")} == {torch.float32}
+    mixed = told(elements(config), "8GB", vae_dtype="float32")
+    assert [d for d, _ in mixed] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert mixed[2][1] == "asked for by name"
 
 
 def test_tiles_only_when_nothing_fits_without() -> None:
