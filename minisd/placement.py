@@ -16,7 +16,8 @@ import torch
 
 from minisd.denoiser import Batching
 from minisd.errors import PlanError
-from minisd.kernels import Kernels, why_not
+from minisd.kernels import REGISTRY, Kernels, why_not
+from minisd.kernels.registry import Site
 from minisd.quantise.sensitive import Layers
 from minisd.wishes import CALLS, UNCOND, Named, Residency, Wishes, group_of
 
@@ -202,6 +203,10 @@ def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Un
         batching = Choice(replace(batching.value, prompts=False), "predictions on two devices")
         parts += [halves] if halves.device != unet else []
     chosen = choose_kernels(kernels, wishes.attention, unet, *(p.device for p in parts))
+    for own in parts:
+        reason = rough_refused(chosen.value, own)
+        if reason is not None:
+            raise PlanError(f"{own.part}: {reason}")
     if halves is not None and chosen.value.graph:
         raise PlanError(
             "graph records what one thread launches, and cfg_device has two at work; leave one of them out"
@@ -280,7 +285,19 @@ def choose_kernels(names: str, attention: str, device: str, *others: str) -> Cho
         if (reason := operations.why_not(other)) is not None:
             raise PlanError(f"a part of the model is on {other}: {reason}")
     asked = names != "auto" or attention != "auto"
-    return Choice(chosen, "asked for by name" if asked else "nothing else has been timed on this machine")
+    reason = "asked for by name" if asked else "nothing else has been timed on this machine"
+    rough = f"; approximate: {', '.join(chosen.approximate)}" if chosen.approximate else ""
+    return Choice(chosen, reason + rough)
+
+
+def rough_refused(kernels: Kernels, own: PartPlan) -> str | None:
+    """Why an approximate attention cannot compute in a part's precision, or None. What is as exact as the
+    precision takes any."""
+    op = "wide_attention" if group_of(own.part) == "vae" else "self_attention"
+    one = REGISTRY.find(op, getattr(kernels, op))
+    if one.approximate is None or group_of(own.part) == "text" or own.part == "taesd":
+        return None
+    return one.why_not(Site(op, own.dtype.value, torch.device(own.device).type))
 
 
 def choose_device(name: str) -> Choice[str]:

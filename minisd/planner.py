@@ -177,7 +177,7 @@ def candidates(
 
 def movers_refuse(wishes: Wishes, kernels: str) -> bool:
     """Whether an implementation was named that keeps what it made of the weights."""
-    chosen = make_plan({"unet": 0}, kernels=kernels, device=wishes.device).kernels.value
+    chosen = make_plan({}, kernels=kernels, device=wishes.device).kernels.value
     keep = chosen.packed, chosen.fused_qkv, chosen.graph, chosen.compiled
     return any(keep) or chosen.upsample_conv != "nearest"
 

@@ -96,8 +96,18 @@ class Kernels:
                 chosen = replace(chosen, **dict.fromkeys(having, op))
         return chosen
 
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """What was chosen that is not as exact as its precision: "self_attention=chunked"."""
+        chosen = ((op, getattr(self, op)) for op in OPERATIONS)
+        found = [(op, name) for op, name in chosen if REGISTRY.find(op, name).approximate is not None]
+        return tuple(f"{op}={name}" for op, name in found)
+
     def with_attention(self, name: str) -> Kernels:
-        """The same name for every attention."""
+        """The same name for every attention. Raises ValueError for one that is not for all of them."""
+        having = [op for op in ATTENTIONS if name in REGISTRY.names(op)]
+        if 0 < len(having) < len(ATTENTIONS):
+            raise ValueError(f"{name} is for {' and '.join(having)} alone; ask for it by kernels {name}")
         return replace(self, **dict.fromkeys(ATTENTIONS, name))
 
     def __str__(self) -> str:

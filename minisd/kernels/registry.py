@@ -57,13 +57,16 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 @dataclass(frozen=True)
 class Implementation:
     """A function for an operation. `how` says in a few words what it does; each condition gives the reason
-    why it cannot be called at a site, or None. The first ones of an operation are preferred."""
+    why it cannot be called at a site, or None. The first ones of an operation are preferred. approximate:
+    None where it is as exact as the precision it computes in; else the relative RMS error that it may have
+    on ordinary inputs. Such a one runs only where it is asked for by name."""
 
     op: str
     name: str
     run: Function
     how: str
     conditions: tuple[Condition, ...] = ()
+    approximate: float | None = None
 
     def why_not(self, site: Site) -> str | None:
         """The first reason against calling this at the site, or None."""
@@ -131,7 +134,7 @@ class Registry:
                 raise ValueError(f"{site}: {reason}")
             return Selection(site, one, "asked for by name")
         passed: list[str] = []
-        for one in self.table[site.op].values():
+        for one in (named for named in self.table[site.op].values() if named.approximate is None):
             reason = one.why_not(site)
             if reason is None:
                 return Selection(site, one, "; ".join(passed) if passed else one.how)

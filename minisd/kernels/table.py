@@ -99,6 +99,14 @@ def attentions(op: str, triton: Implementation) -> list[Implementation]:
     """What torch has for an attention, and one of ours."""
     t = attention_torch
     gpu, half = on("cuda"), of(*HALVES)
+    one_head = Implementation(
+        op,
+        "chunked",
+        t.chunked,
+        "bfloat16 products, a head and 256 queries at a time",
+        (on("cpu"), of(torch.bfloat16)),
+        approximate=0.02,
+    )
     return [
         Implementation(op, "sdpa", t.sdpa, "torch's fused kernel for this device"),
         triton,
@@ -114,6 +122,7 @@ def attentions(op: str, triton: Implementation) -> list[Implementation]:
         Implementation(op, "sdpa_flash", t.flash, "FlashAttention as torch carries it", (flash_takes,)),
         Implementation(op, "sdpa_efficient", t.efficient, "torch's memory-efficient kernel", (gpu,)),
         Implementation(op, "sdpa_cudnn", t.cudnn, "cuDNN's attention", (gpu, half, head_dim(128))),
+        *([one_head] if op in ("self_attention", "wide_attention") else []),
         Implementation(op, "reference", reference.attention, "float64, all scores in memory"),
     ]
 

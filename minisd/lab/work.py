@@ -71,8 +71,10 @@ def overview(own: str | None, model: str | None, size: int) -> Answer:
             site = replace(QUICK[op][0], dtype=torch.bfloat16, device=device, arch=arch)
             reason = one.why_not(site)
             here_not = "" if reason is None else f"  [not here: {reason.removeprefix(f'{name}: ')}]"
-            lines.append(f"  {name:<16}{one.how}{here_not}")
-            answer.append({"op": op, "name": name, "how": one.how, "why_not": reason})
+            about = one.approximate
+            rough = "" if about is None else f"  [approximate: error up to {about:.0%}; by name only]"
+            lines.append(f"  {name:<16}{one.how}{rough}{here_not}")
+            answer.append({"op": op, "name": name, "how": one.how, "why_not": reason, "approximate": about})
     chosen: list[dict[str, object]] = []
     if model is not None:
         if model not in FAMILIES:
