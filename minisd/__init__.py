@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minisd.control import ControlUnit
     from minisd.conversion import convert
-    from minisd.engine import Engine, Final, load
+    from minisd.engine import Engine, load
     from minisd.errors import (
         Cancelled,
         CheckpointError,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from minisd.region import Region
     from minisd.request import Request
     from minisd.result import Result
+    from minisd.stream import Final
     from minisd.upscale import Upscaler, load_upscaler
     from minisd.weights_loader.checkpoint import open_checkpoint
 
@@ -41,7 +42,7 @@ __version__ = "0.1.0"
 
 WHERE = {
     "Engine": "engine",
-    "Final": "engine",
+    "Final": "stream",
     "Result": "result",
     "load": "engine",
     "Cancelled": "errors",

@@ -21,11 +21,10 @@ from typing import BinaryIO
 
 from minisd.engine import Engine
 from minisd.errors import Cancelled, ImageError, MinisdError, RequestError, quoted
-from minisd.events import Course, Listener
+from minisd.events import CancelToken, Course, Listener
 from minisd.jobs import Job, Line, custom_id, is_openai, job_of, lines_of, object_at
 from minisd.kept import Keeper, Kept
 from minisd.openai_body import error_body
-from minisd.pipeline import CancelToken
 from minisd.receipt import json_text
 
 RESULTS = "results.jsonl"

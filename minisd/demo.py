@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minisd.engine import Engine
-from minisd.events import Listener
+from minisd.events import CancelToken, Listener
 from minisd.grid import Grid, draw_grid
-from minisd.pipeline import CancelToken
 from minisd.request import Request
 
 # for the embedded model: what its short training taught best, and what a prompt can vary

@@ -10,12 +10,11 @@ network call.
 from __future__ import annotations
 
 import os
-import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Unpack
@@ -23,19 +22,20 @@ from typing import Unpack
 from minisd import __version__
 from minisd.control import REFERENCE
 from minisd.control_nets import ControlNets
-from minisd.errors import Cancelled, MinisdError
-from minisd.events import Listener, Preview, Progress
+from minisd.errors import MinisdError
+from minisd.events import CancelToken, Listener, Preview, Progress
 from minisd.hashes import Stamp
 from minisd.joined import draw_each
 from minisd.loras import Loras, embeddings_from
 from minisd.model import Model, load_model
 from minisd.picture_prompt_nets import guests_of
-from minisd.pipeline import CancelToken, Drawing, draw
+from minisd.pipeline import Drawing, draw
 from minisd.placement import Plan
 from minisd.previews import By, Previews
 from minisd.request import Request
 from minisd.result import Beside, Result
 from minisd.shortage import lowered, ran_out, shortage
+from minisd.stream import Final, streamed
 from minisd.text.choices import Wildcards
 from minisd.text.lists import Styles
 from minisd.text.written import Lists
@@ -47,14 +47,6 @@ from minisd.wishes import Named
 EMBEDDED = "emoji.safetensors"
 REFINER_AT = 0.8  # of the run, as SDXL's authors hand over
 EMBEDDED_TINY_VAE = "emoji_taesd.safetensors"
-
-
-@dataclass(frozen=True)
-class Final:
-    """The last event of a stream."""
-
-    result: Result
-    job: str = ""
 
 
 class Engine:
@@ -204,47 +196,18 @@ class Engine:
 
         Drawing happens in a thread of its own and waits while nobody takes its events.
         """
-        events: queue.Queue[Progress | Preview | Final | BaseException] = queue.Queue(maxsize=1)
-        left = threading.Event()
 
-        def put(event: Progress | Preview | Final | BaseException) -> None:
-            while not left.is_set():
-                try:
-                    return events.put(event, timeout=0.1)
-                except queue.Full:
-                    continue
+        def run(on_event: Listener, left: CancelToken) -> Result:
+            return self.run(
+                request,
+                on_event=on_event,
+                cancel=left,
+                preview_every=preview_every,
+                preview=preview,
+                job=job,
+            )
 
-        class Either:
-            def is_set(self) -> bool:
-                return left.is_set() or (cancel is not None and cancel.is_set())
-
-        def work() -> None:
-            try:
-                result = self.run(
-                    request,
-                    on_event=put,
-                    cancel=Either(),
-                    preview_every=preview_every,
-                    preview=preview,
-                    job=job,
-                )
-                put(Final(result, job))
-            except BaseException as error:  # handed over to the caller's thread, where it is raised
-                put(error)
-
-        worker = threading.Thread(target=work, name="minisd-stream", daemon=True)
-        worker.start()
-        try:
-            while True:
-                event = events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-                if isinstance(event, Final):
-                    return
-        finally:
-            left.set()
-            worker.join()
+        return streamed(run, cancel, job)
 
     def close(self) -> None:
         """Let go of the weights. Drawings under way finish with theirs."""
@@ -330,6 +293,3 @@ def load(
     if embeddings is not None:
         model = replace(model, embeddings=embeddings_from(embeddings, model))
     return Engine(model, controls, loras, Lists.of(wildcards, styles), upscalers)
-
-
-__all__ = ["Cancelled", "Engine", "Final", "Preview", "Progress", "Request", "Result", "load"]

@@ -1,12 +1,20 @@
-"""What a drawing tells while it goes on: its steps, previews of it, and how long it will take."""
+"""What a drawing tells while it goes on: its steps, previews of it, and how long it will take; and what it
+asks: whether to stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from PIL import Image
+
+
+class CancelToken(Protocol):
+    """Anything that can be asked whether to stop: threading.Event fits."""
+
+    def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True)

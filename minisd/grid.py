@@ -28,10 +28,9 @@ from minisd.atomic import write_bytes
 from minisd.axis import MOST_CELLS, Axis, axis
 from minisd.engine import Engine
 from minisd.errors import RequestError
-from minisd.events import Course, Listener
+from minisd.events import CancelToken, Course, Listener
 from minisd.kept import Keeper, Kept
 from minisd.metadata import check_target, encoded, format_of, room_for_record
-from minisd.pipeline import CancelToken
 from minisd.receipt import json_text
 from minisd.request import Request
 from minisd.sheet import lay_out, shown_size

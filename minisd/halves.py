@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minisd.errors import RequestError
 from minisd.models.once import Once
 from minisd.models.unet import UNet
 from minisd.text.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from minisd.denoiser import Denoiser, Edits
+    from minisd.loras import Stages
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,25 @@ class Half:
             self.brought[id(own)] = own, replace(own, context=own.context.to(self.device), y=y)
         uncond = self.brought[id(own)][1]
         return replace(denoiser, network=network, uncond=uncond, once=self.once, half=None)
+
+
+def half_of(
+    staged: Stages, once: Once | None, pool: ThreadPoolExecutor | None, *beside: tuple[object, ...]
+) -> Half | None:
+    """Where the unconditional predictions of a run are made, if the plan has a device for them. beside: what
+    adds to the UNet's passes. Raises RequestError for such on two devices."""
+    model = staged.models[0][1]
+    if model.second is None or pool is None:
+        return None
+    device = torch.device(model.plan.cfg_device.value or model.unet_device)
+    if model.second is not model.unet and any(beside):
+        raise RequestError(
+            "controls and picture prompts are on one device, and cfg_device makes predictions on two; leave "
+            "one of them out",
+            field="controls" if any(beside[::2]) else "picture_prompts",
+        )
+    twins = tuple((one.unet, one.second) for _, one in staged.models if one.second is not None)
+    return Half(device, twins, pool, once)
 
 
 @contextmanager

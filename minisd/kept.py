@@ -20,12 +20,11 @@ from PIL import Image
 from minisd import __version__
 from minisd.engine import Engine
 from minisd.errors import ImageError
-from minisd.events import Listener
+from minisd.events import CancelToken, Listener
 from minisd.hashes import Stamp
 from minisd.loras import uses_of
 from minisd.metadata import read_pixels
 from minisd.picture import digest
-from minisd.pipeline import CancelToken
 from minisd.receipt import canonical, named, plan_facts
 from minisd.request import Request
 from minisd.request_rules import SEEDS

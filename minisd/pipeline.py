@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -23,41 +22,34 @@ from minisd.config import ModelConfig
 from minisd.control_run import Control, Network, controls_of
 from minisd.denoiser import Denoiser
 from minisd.errors import Cancelled, RequestError
-from minisd.events import Listener, Pace, Preview, Progress
+from minisd.events import CancelToken, Listener, Pace
 from minisd.guidance import Guidance
-from minisd.halves import Half
+from minisd.halves import half_of
 from minisd.hires import Enlarge, second_levels, second_request, second_start, unpadded
 from minisd.images import to_image
 from minisd.inversion import check_inversion, described, inverted
 from minisd.latents import decode
+from minisd.listening import Listening
 from minisd.loras import Applied, Stages
 from minisd.model import Model
 from minisd.models.edits import FreeU
 from minisd.models.once import Once
-from minisd.models.tiling import Tile, tiles_of
-from minisd.models.unet import guidance_embedding
 from minisd.picture_prompt_run import Guest
 from minisd.previews import Previewer
 from minisd.reference_latents import references_of
 from minisd.reference_run import Reference
 from minisd.refiner import check_pair, first_share
-from minisd.relay import Relay
+from minisd.relay import Relay, tiles_in
 from minisd.request import Request
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
-from minisd.samplers.step import Step
 from minisd.sampling import sample, schedule_of, sigma_table
+from minisd.staged import encode_stages, told_guidance
 from minisd.start import Start, start_of
 from minisd.text.account import Account
-from minisd.text.conditioning import Conditioning, Encoded, Prompts, brought, encode_request
+from minisd.text.conditioning import Encoded, brought
 from minisd.text.written import alone
 from minisd.trail import Trail
-
-
-class CancelToken(Protocol):
-    """Anything that can be asked whether to stop: threading.Event fits."""
-
-    def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -81,41 +73,6 @@ class Drawing:
         return self.requests[index] if len(self.requests) > 1 else alone(self.request, index)
 
     applied: tuple[Applied, ...] = ()  # adapters that acted
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Who hears of the steps, and how often with a preview of which kind."""
-
-    on_event: Listener | None
-    preview: tuple[str, Previewer] | None
-    every: int
-    pace: Pace
-    steps: int
-    job: str
-    before: int = 0  # steps of an earlier pass
-
-    def step(self, step: Step) -> None:
-        if self.on_event is None:
-            return
-        done = self.before + step.index + 1
-        seconds, left = self.pace.times(done, self.steps)
-        self.on_event(Progress(done, self.steps, step.sigma, seconds, left, self.job))
-        if self.preview is not None and self.every and done % self.every == 0 and done < self.steps:
-            by, picture = self.preview
-            pictures = picture(step.denoised)
-            self.on_event(Preview(done, pictures, self.steps, step.sigma, seconds, by, self.job))
-
-
-def encode_stages(staged: Stages, request: Request, steps: int) -> Encoded:
-    """The prompts over a run, as each stage's text encoders read them."""
-    begin, timeline, encoded = 0, list[tuple[int, Prompts]](), list[Encoded]()
-    for end, model in staged.models:
-        encoded.append(encode_request(model, request, steps))
-        timeline += [(min(e, end), p) for e, p in encoded[-1].timeline if e > begin]
-        timeline = [*[t for t in timeline if t[0] < end], next(t for t in timeline if t[0] == end)]
-        begin = end
-    return replace(encoded[0], timeline=tuple(timeline))
 
 
 def denoiser_of(
@@ -165,25 +122,6 @@ def denoiser_of(
     )
 
 
-def half_of(
-    staged: Stages, once: Once | None, pool: ThreadPoolExecutor | None, *beside: tuple[object, ...]
-) -> Half | None:
-    """Where the unconditional predictions of a run are made, if the plan has a device for them. beside: what
-    adds to the UNet's passes. Raises RequestError for such on two devices."""
-    model = staged.models[0][1]
-    if model.second is None or pool is None:
-        return None
-    device = torch.device(model.plan.cfg_device.value or model.unet_device)
-    if model.second is not model.unet and any(beside):
-        raise RequestError(
-            "controls and picture prompts are on one device, and cfg_device makes predictions on two; leave "
-            "one of them out",
-            field="controls" if any(beside[::2]) else "picture_prompts",
-        )
-    twins = tuple((one.unet, one.second) for _, one in staged.models if one.second is not None)
-    return Half(device, twins, pool, once)
-
-
 def once_of(model: Model, table: SigmaTable, sigmas: Tensor) -> Once | None:
     """What this run is to compute only once, if the plan says so."""
     kernels = model.plan.kernels.value
@@ -191,22 +129,6 @@ def once_of(model: Model, table: SigmaTable, sigmas: Tensor) -> Once | None:
         return None
     told = [table.told(float(s)) for s in sigmas if s > 0]
     return Once(told, texts=kernels.text_once, times=kernels.times_once)
-
-
-def told_guidance(encoded: Encoded, model: Model, scale: float) -> Encoded:
-    """Prompts whose y ends with the guidance scale, for a model that is told it (LCM)."""
-    dim = model.config.unet.guidance_dim
-    if dim is None:
-        return encoded
-
-    def told(c: Conditioning) -> Conditioning:
-        w = guidance_embedding(scale, dim).to(c.context)
-        return replace(c, y=w if c.y is None else torch.cat([c.y, w], dim=1))
-
-    timeline = tuple(
-        (end, Prompts(tuple((told(c), w) for c, w in p.conds), told(p.uncond))) for end, p in encoded.timeline
-    )
-    return replace(encoded, timeline=timeline)
 
 
 def guidance_of(request: Request, *, told: bool = False) -> Guidance:
@@ -302,15 +224,6 @@ def run_pass(
     latents = sample(relay, request, start, shape, model.unet_device, watch.step, trail)
     lap("sample")
     return latents, replace(encoded, accounts=encoded.accounts + accounts), staged
-
-
-def tiles_in(request: Request, size: tuple[int, int], factor: int) -> tuple[tuple[Tile, ...], int]:
-    """Tiles over latents of `size`, and how many latents they share; none where nothing asks for them."""
-    if request.diffusion_tile is None:
-        return (), 0
-    tile = request.diffusion_tile // factor
-    overlap = tile // 4
-    return tuple(tiles_of(*size, tile=tile, overlap=overlap, wrap=request.wrap)), overlap
 
 
 def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:

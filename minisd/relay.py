@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from minisd.denoiser import Denoiser
-from minisd.models.tiling import Tile
+from minisd.models.tiling import Tile, tiles_of
 from minisd.refiner import Answer, handed_over
+from minisd.request import Request
 from minisd.samplers.schedule import SigmaTable
 from minisd.tiles import in_tiles
 
@@ -58,6 +59,15 @@ class Relay:
             return first
         second = across(self.second.denoise_both(), self.there)
         return handed_over(first, second, self.first.sigmas, self.share)
+
+
+def tiles_in(request: Request, size: tuple[int, int], factor: int) -> tuple[tuple[Tile, ...], int]:
+    """Tiles over latents of `size`, and how many latents they share; none where nothing asks for them."""
+    if request.diffusion_tile is None:
+        return (), 0
+    tile = request.diffusion_tile // factor
+    overlap = tile // 4
+    return tuple(tiles_of(*size, tile=tile, overlap=overlap, wrap=request.wrap)), overlap
 
 
 def across(

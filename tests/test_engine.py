@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from minisd.engine import Engine, Final
+from minisd.engine import Engine
 from minisd.errors import Cancelled, MinisdError, NumericalError, RequestError
 from minisd.events import Pace, Preview, Progress
 from minisd.previews import By
 from minisd.request import Request
+from minisd.stream import Final
 from tests.tiny import tiny_model
 
 REQUEST = Request(prompt="a cat", width=64, height=64, seed=5, steps=4, sampler="euler", cfg_scale=7.5)

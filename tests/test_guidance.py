@@ -12,7 +12,8 @@ from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from minisd.denoiser import Batching, Denoiser, gaussian_blur
+from minisd.attention_blur import gaussian_blur
+from minisd.denoiser import Batching, Denoiser
 from minisd.guidance import Guidance, active, instruct, weighted
 from minisd.models.edits import Edit
 from minisd.samplers.schedule import SigmaTable, alphas_cumprod

@@ -12,12 +12,14 @@ from PIL import Image
 import minisd
 from minisd.engine import Engine
 from minisd.errors import RequestError
+from minisd.events import Preview, Progress
 from minisd.loras import Stages
 from minisd.picture import Picture
-from minisd.pipeline import Preview, Progress, denoiser_of, encode_stages
+from minisd.pipeline import denoiser_of
 from minisd.request import Request
 from minisd.samplers.inverse import sample_ddim_inverse
 from minisd.sampling import sigma_table
+from minisd.staged import encode_stages
 from minisd.trail import Trail
 from tests.test_pipeline import engine
 from tests.test_start import photo, request
