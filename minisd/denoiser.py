@@ -303,13 +303,15 @@ class Denoiser:
             scaled = torch.cat([scaled, extra.to(self.dtype)], dim=1)
         b, k = scaled.shape[0], len(parts)
         contexts, ys = [p.context for p in parts], [p.y for p in parts if p.y is not None]
-        context: Tensor | Text = torch.cat([c.expand(b, -1, -1) for c in contexts])
         y = torch.cat([one.expand(b, -1) for one in ys]) if ys else None
+        context: Tensor | Text
         if self.once is not None and self.once.texts:
             context = self.once.text(contexts, b)
+        else:
+            context = contexts[0] if b * k == 1 else torch.cat([c.expand(b, -1, -1) for c in contexts])
         if self.once is not None and self.once.times:
             timesteps = self.once.time(self.network.embed, told, ys, b, self.dtype, x.device)
-        scaled = scaled.repeat(k, 1, 1, 1)
+        scaled = scaled if k == 1 else scaled.repeat(k, 1, 1, 1)
         config, levels = self.network.config, self.sigmas
         if self.guests:
             edits = with_pictures(edits or {}, self.guests, config, parts, self.uncond, b, sigma, levels)

@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -169,18 +169,26 @@ def find(kind: str, name: object, table: Mapping[str, str]) -> str:
     return found
 
 
+@cache
+def sampler_names() -> Mapping[str, str]:
+    """Our name of every sampler by all its names in lower case; ours win over another program's."""
+    table = {alias.lower(): s.name for s in SAMPLERS.values() for alias in s.aliases}
+    return table | {s.name: s.name for s in SAMPLERS.values()}
+
+
+@cache
+def schedule_names() -> Mapping[str, str]:
+    return {n.lower(): s.name for s in SCHEDULES.values() for n in (s.name, s.label, *s.aliases)}
+
+
 def find_sampler(name: str) -> Sampler:
     """The sampler of this name or alias, whatever the case. Raises ValueError with the nearest names."""
-    # ours last, so that our names win over another program's
-    table = {alias.lower(): s.name for s in SAMPLERS.values() for alias in s.aliases}
-    table |= {s.name: s.name for s in SAMPLERS.values()}
-    return SAMPLERS[find("sampler", name, table)]
+    return SAMPLERS[find("sampler", name, sampler_names())]
 
 
 def find_schedule(name: str) -> str:
     """Our name of a schedule, from any of its names. Raises ValueError with the nearest names."""
-    table = {n.lower(): s.name for s in SCHEDULES.values() for n in (s.name, s.label, *s.aliases)}
-    return find("schedule", name, table)
+    return find("schedule", name, schedule_names())
 
 
 def split_name(name: str) -> tuple[str, str | None]:

@@ -9,7 +9,9 @@ latents: sigma^2 = (1 - a) / a with a = alphas_cumprod.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -97,6 +99,11 @@ class SigmaTable:
         between = (a.log() * (1 - share) + b.log() * share).exp()
         return torch.where(share == 0, a, torch.where(share == 1, b, between))
 
+    @cached_property
+    def levels(self) -> list[float]:
+        """The levels as Python numbers: a network call looks one up."""
+        return self.sigmas.tolist()
+
     def told(self, sigma: float) -> float:
         """What the network is told of a noise level: its timestep, or 0.25 log sigma."""
         return 0.25 * math.log(sigma) if self.continuous else self.timestep(sigma)
@@ -104,11 +111,9 @@ class SigmaTable:
     def timestep(self, sigma: float) -> float:
         """The (fractional) timestep of a noise level, clamped to the table; a whole number for every trained
         level."""
-        table = self.sigmas
-        high = int(
-            torch.searchsorted(table, torch.tensor(sigma, dtype=torch.float64)).clamp(1, len(table) - 1)
-        )
-        a, b = float(table[high - 1]), float(table[high])
+        table = self.levels
+        high = min(max(bisect_left(table, sigma), 1), len(table) - 1)
+        a, b = table[high - 1], table[high]
         if self.interpolation == "linear":
             share = (sigma - a) / (b - a)
         else:
