@@ -39,6 +39,7 @@ from minisd.picture_prompt_run import Guest, with_pictures
 from minisd.reference_run import Recorded, Recorder, Reference, acting_on, with_references
 from minisd.samplers.scaling import Prediction, c_in, denoised_from, linear_in
 from minisd.samplers.schedule import SigmaTable
+from minisd.shortcuts import NO_SHORTCUTS, Memory, Place, Shortcuts
 from minisd.text.conditioning import Conditioning, Timeline
 
 Edits = Mapping[str, Edit]
@@ -71,7 +72,8 @@ class Denoiser:
     half: where the unconditional prediction is made, if not beside the other.
     once: what is not computed again at every step. combined_by: implementation of guidance. wrap: axes
     along which the picture goes on at its opposite edge. areas: of regions, in which the prompts differ;
-    the first has those of this Denoiser.
+    the first has those of this Denoiser. shortcuts: what is left out of the network's passes; memory: what
+    they keep of a run, which each `denoise` makes for itself, and image: of which this one is the first.
     """
 
     network: UNet
@@ -100,6 +102,9 @@ class Denoiser:
     wrap: Wrap = NO_WRAP
     areas: tuple[Area, ...] = ()
     half: Half | None = None
+    shortcuts: Shortcuts = NO_SHORTCUTS
+    memory: Memory | None = None
+    image: int = 0
 
     def at_tile(self, tile: Tile) -> Denoiser:
         """This one for a part of the picture."""
@@ -135,18 +140,20 @@ class Denoiser:
 
     def denoise_both(self) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
         """The same, returning (guided, unconditional); what CFG++ solvers take. APG's running average lives
-        in the closure."""
+        in the closure, and so does what shortcuts keep."""
         averages: dict[int, Tensor | None] = {}
+        memory = Memory(self.shortcuts) if self.shortcuts.recalls else None
 
         def call(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-            now = self.at(sigma)
+            now = replace(self.at(sigma), memory=memory)
             if self.batching.images:
                 guided, uncond, averages[0] = now.predict(x, sigma, self.concat, averages.get(0))
                 return guided, uncond
             rows = []
             for i in range(len(x)):
                 extra = None if self.concat is None else self.concat[i : i + 1]
-                guided, uncond, averages[i] = now.predict(x[i : i + 1], sigma, extra, averages.get(i))
+                one = replace(now, image=i)
+                guided, uncond, averages[i] = one.predict(x[i : i + 1], sigma, extra, averages.get(i))
                 rows.append((guided, uncond))
             return torch.cat([g for g, _ in rows]), torch.cat([u for _, u in rows])
 
@@ -236,7 +243,8 @@ class Denoiser:
             if self.image_scale is None or extra is None:
                 output = cfg(out_c, out_u, rule.scale)
             else:
-                neither = self.call(x, sigma, torch.zeros_like(extra), [self.uncond])
+                blank = torch.zeros_like(extra)
+                neither = self.call(x, sigma, blank, [self.uncond], role="neither")
                 output = instruct(out_c, out_u, neither, rule.scale, self.image_scale)
             if rule.rescale > 0:
                 output = rescaled(output, out_c, rule.rescale)
@@ -260,26 +268,26 @@ class Denoiser:
         """guided plus the differences to predictions made worse on purpose."""
         rule = self.guidance
         if rule.pag_scale > 0:
-            worse = self.worse(x, sigma, extra, {p: Edit(identity=True) for p in rule.pag_places})
+            worse = self.worse(x, sigma, extra, {p: Edit(identity=True) for p in rule.pag_places}, "pag")
             guided = guided + rule.pag_scale * (cond - worse)
         if rule.slg_scale > 0 and active(sigma, self.sigmas, rule.slg_start, rule.slg_end):
-            worse = self.worse(x, sigma, extra, {p: Edit(skip=True) for p in rule.slg_places})
+            worse = self.worse(x, sigma, extra, {p: Edit(skip=True) for p in rule.slg_places}, "slg")
             guided = guided + rule.slg_scale * (cond - worse)
         if rule.sag_scale > 0:
             noise = x - uncond  # sigma * eps
             blurred = degraded(uncond, maps[-1].to(uncond.device), rule.sag_blur)
-            output = self.call(blurred + noise, sigma, extra, [self.uncond])
+            output = self.call(blurred + noise, sigma, extra, [self.uncond], role="sag")
             worse = denoised_from(output, blurred + noise, sigma, self.prediction)
             # the difference of the two noises, as the paper adds it
             guided = guided + rule.sag_scale * ((uncond - worse) - (uncond - blurred))
         return guided
 
-    def worse(self, x: Tensor, sigma: float, extra: Tensor | None, edits: Edits) -> Tensor:
-        output = self.call(x, sigma, extra, [self.cond], edits)
+    def worse(self, x: Tensor, sigma: float, extra: Tensor | None, edits: Edits, role: str) -> Tensor:
+        output = self.call(x, sigma, extra, [self.cond], edits, role)
         if self.areas:
             output = self.areas[0].share * output
             for area in self.areas[1:]:
-                output = output + area.share * self.call(x, sigma, extra, [area.conds(1)[0][0]], edits)
+                output = output + area.share * self.call(x, sigma, extra, [area.conds(1)[0][0]], edits, role)
         return denoised_from(output, x, sigma, self.prediction)
 
     def call(
@@ -289,8 +297,10 @@ class Denoiser:
         extra: Tensor | None,
         parts: list[Conditioning],
         edits: Edits | None = None,
+        role: str = "",
     ) -> Tensor:
-        """The network's output for the images x under each of `parts`, b k c h w flattened to (k b) c h w."""
+        """The network's output for the images x under each of `parts`, b k c h w flattened to (k b) c h w.
+        role: what it is for, where it is not a prediction of the picture."""
         if self.check is not None:
             self.check()
         told = self.table.told(sigma)
@@ -327,15 +337,25 @@ class Denoiser:
                 self.network(other, timesteps, context, y, edits=recorder.edits, wrap=self.wrap)
                 recorded.append(Recorded(recorder, tuple(w for w in weights for _ in range(b))))
             edits = with_references(edits or {}, recorded, config)
+        recall = None
+        if self.memory is not None:
+            beside = (
+                *(c.acts(sigma, levels) for c in self.controls),
+                *(g.acts(sigma, levels) for g in self.guests),
+            )
+            beside += tuple(any(reference is r for r, _ in acting) for reference in self.references)
+            places = [Place(p, self.image + i, role) for p in parts for i in range(b)]
+            recall = self.memory.recall(places, step_at(sigma, levels), self.network, beside)
         return self.network(
             scaled,
             timesteps,
             context,
             y,
-            edits=edits,
+            edits=self.shortcuts.edited(edits or {}, config),
             freeu=self.freeu,
             residuals=residuals,
             wrap=self.wrap,
+            recall=recall,
         ).to(x.dtype)
 
 

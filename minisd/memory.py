@@ -21,7 +21,8 @@ from minisd.config import TextConfig, UNetConfig, VAEConfig
 from minisd.empty_results import RULES
 from minisd.models.clip import TextEncoder
 from minisd.models.quantised import quantised
-from minisd.models.unet import CrossAttention, UNet
+from minisd.models.transformer import CrossAttention
+from minisd.models.unet import UNet
 from minisd.models.vae import AttnBlock, AutoencoderKL
 from minisd.quantise.sensitive import Layers
 from minisd.residency import all_tensors, pieces

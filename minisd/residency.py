@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from minisd.models.clip import Embeddings, EncoderLayer
-from minisd.models.unet import BasicTransformerBlock, ResBlock, SpatialTransformer
+from minisd.models.transformer import BasicTransformerBlock, SpatialTransformer
+from minisd.models.unet import ResBlock
 from minisd.models.vae import AttnBlock, ResnetBlock
 
 BLOCKS = (

@@ -16,7 +16,7 @@ CORE = {
     "": "request request_model conventions pipeline sampling guidance denoiser placement model engine",
     "config": "model families",
     "kernels": "reference attention",
-    "models": "clip unet vae fused",
+    "models": "clip transformer unet vae fused",
     "samplers": "schedule scaling step ode sde noise",
     "text": "tokenizer conditioning",
     "weights_loader": "open detect derive keymap checkpoint",

@@ -92,7 +92,7 @@ def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None
     if rule == "small convolutions":
         monkeypatch.setattr(Conv2d, "forward", nn.Conv2d.forward)
     elif rule == "few tokens":
-        monkeypatch.setattr("minisd.models.unet.FEW_TOKENS", 0)
+        monkeypatch.setattr("minisd.models.transformer.FEW_TOKENS", 0)
     else:
         monkeypatch.setattr("minisd.models.unet.each_alone", lambda function, x: function(x))
     apart = drawn(model, count=3)

@@ -27,7 +27,7 @@ from torch import Tensor
 from minisd.engine import Engine, load
 from minisd.levels import BANDS, level_of
 from minisd.model import Model
-from minisd.models.unet import GroupNorm
+from minisd.models.fused import GroupNorm
 from minisd.receipt import processor, seals
 from minisd.request import Request
 from minisd.samplers.noise import philox_normal

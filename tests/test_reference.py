@@ -10,7 +10,8 @@ import torch
 from minisd.control import ControlUnit
 from minisd.engine import Engine
 from minisd.errors import RequestError
-from minisd.models.unet import CrossAttention, UNet
+from minisd.models.transformer import CrossAttention
+from minisd.models.unet import UNet
 from minisd.picture import Picture
 from minisd.reference_run import Recorded, Recorder, with_references
 from minisd.request import Request

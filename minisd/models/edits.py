@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +72,17 @@ Shifts = Mapping[str, tuple[Shift, ...]]  # by projection: "attn1.to_q"
 NO_SHIFTS: Shifts = {}
 
 
+Size = tuple[int, int]  # h w of a map of tokens
+Then = Callable[[Tensor, Tensor, Size], Tensor]
+
+
+class Regroup(Protocol):
+    """Lets self-attention look at other groups of tokens than all of a picture. x: the tokens b n c of a map
+    of `size`, normed: those that attention reads; then: attention, of what they were made. Returns b n c."""
+
+    def __call__(self, x: Tensor, normed: Tensor, size: Size, then: Then) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class BlockEdit:
     """What to do differently in one transformer block: an `Edit`, for that block."""
@@ -81,6 +93,18 @@ class BlockEdit:
     pictures: tuple[PictureTokens, ...] = ()
     references: tuple[ReferenceTokens, ...] = ()
     shifts: Shifts = field(default_factory=dict)
+    regroups: tuple[Regroup, ...] = ()
+    size: Size = (0, 0)  # of the map, where tokens are regrouped
+
+    def attended(self, x: Tensor, normed: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """Self-attention of normed, regrouped; x: the tokens before the norm."""
+
+        def inside(groups: tuple[Regroup, ...], x: Tensor, normed: Tensor, size: Size) -> Tensor:
+            if not groups:
+                return attention(normed)
+            return groups[0](x, normed, size, partial(inside, groups[1:]))
+
+        return inside(self.regroups, x, normed, self.size)
 
 
 NO_BLOCK_EDIT = BlockEdit()
@@ -95,6 +119,7 @@ class Edit:
     heads of each self-attention (SAG, Hong et al. 2023, arXiv:2210.00939). record: told the index of each
     transformer block and the tokens that its self-attention reads. For each transformer block: pictures, what
     it attends to beside the text; references, beside itself; shifts, what is added before its projections.
+    regroups: how tokens are grouped for self-attention, the first outermost.
     """
 
     identity: bool = False
@@ -104,8 +129,10 @@ class Edit:
     pictures: tuple[tuple[PictureTokens, ...], ...] = ()
     references: tuple[tuple[ReferenceTokens, ...], ...] = ()
     shifts: tuple[Shifts, ...] = ()
+    regroups: tuple[Regroup, ...] = ()
 
-    def of_block(self, block: int) -> BlockEdit:
+    def of_block(self, block: int, size: Size) -> BlockEdit:
+        """For one transformer block, over a map of `size`."""
         if self is NO_EDIT:
             return NO_BLOCK_EDIT
         return BlockEdit(
@@ -115,6 +142,8 @@ class Edit:
             self.pictures[block] if self.pictures else (),
             self.references[block] if self.references else (),
             self.shifts[block] if self.shifts else NO_SHIFTS,
+            self.regroups,
+            size,
         )
 
     def row(self, image: int) -> Edit:
@@ -152,10 +181,10 @@ class Residuals:
     def middle(self, h: Tensor) -> Tensor:
         return h if self.to_middle is None else h + self.to_middle
 
-    def skips(self, skips: list[Tensor]) -> list[Tensor]:
-        if not self.to_skips:
-            return skips
-        return [s if r is None else s + r for s, r in zip(skips, self.to_skips, strict=True)]
+    def skip(self, index: int, h: Tensor) -> Tensor:
+        """What input block `index` hands to the decoder."""
+        residual = self.to_skips[index] if self.to_skips else None
+        return h if residual is None else h + residual
 
     def __add__(self, other: Residuals) -> Residuals:
         """Both: several networks control one pass."""
@@ -169,6 +198,9 @@ class Residuals:
             total(self.to_middle, other.to_middle),
             {i: r for i, r in inputs.items() if r is not None},
         )
+
+
+NO_RESIDUALS = Residuals()
 
 
 def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import nn
 from minisd.models.conv import Conv2d, PointwiseConv
 from minisd.models.fused import Upsample
 from minisd.models.packed import PackedConv, PackedLinear, PackedPointwise
-from minisd.models.unet import SpatialTransformer
+from minisd.models.transformer import SpatialTransformer
 
 
 def pack(network: nn.Module) -> None:

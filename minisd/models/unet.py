@@ -15,39 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.config import UNetConfig
-from minisd.kernels import attention
-from minisd.models.conv import (
-    NO_WRAP,
-    Conv2d,
-    PointwiseConv,
-    Wrap,
-    around,
-    each_alone,
-    last_around,
-    per_token,
-)
-from minisd.models.edits import (
-    NO_BLOCK_EDIT,
-    NO_EDIT,
-    BlockEdit,
-    Edit,
-    FreeU,
-    Residuals,
-    Shifts,
-    rows_of,
-)
-from minisd.models.fused import GEGLU, AddNorm, GroupNorm, Upsample
+from minisd.models.conv import NO_WRAP, Conv2d, PointwiseConv, Wrap, around, each_alone, last_around
+from minisd.models.edits import NO_EDIT, NO_RESIDUALS, Edit, FreeU, Residuals
+from minisd.models.fused import GroupNorm, Upsample
 from minisd.models.graph import Graphs
-from minisd.models.once import Projections, Text, Times, tensor_of
+from minisd.models.once import Text, Times, tensor_of
+from minisd.models.recall import Recall
+from minisd.models.transformer import BasicTransformerBlock, SpatialTransformer
 
 NO_EDITS: Mapping[str, Edit] = {}
-FEW_TOKENS = 64  # per image; from here on a matrix product gives a row the same bits in any batch
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -95,126 +77,6 @@ class ResBlock(nn.Module):
         told = emb.of(self.emb_layers) if isinstance(emb, Times) else each_alone(self.emb_layers, emb)
         h = h + told[:, :, None, None]
         return self.skip_connection(x) + last_around(self.out_layers, h, wrap)
-
-
-class CrossAttention(Projections):
-    """Multi-head attention of tokens to themselves, or to the text when `context` is given."""
-
-    implementation: str = "sdpa"
-
-    def __init__(self, dim: int, context_dim: int, num_heads: int, *, of_itself: bool) -> None:
-        super().__init__(dim, context_dim, of_itself=of_itself)
-        self.operation = "self_attention" if of_itself else "cross_attention"
-        self.num_heads = num_heads
-        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())  # 1: dropout in training
-
-    def forward(
-        self, x: Tensor, context: Tensor | Text | None = None, edit: BlockEdit = NO_BLOCK_EDIT
-    ) -> Tensor:
-        """x: b n c; context: b m d. Returns b n c."""
-        if context is None and edit.identity:  # every token attends to itself alone
-            return self.to_out(self.to_v(x))
-        q, k, v = self.shifted(x, context, edit.shifts) if edit.shifts else self.project(x, context)
-        out = attention(q, k, v, self.num_heads, implementation=self.implementation)
-        if context is None:
-            if edit.observe is not None:
-                edit.observe(q, k, self.num_heads)
-            if edit.record is not None:
-                edit.record(x)
-            for other in edit.references:
-                tokens = other.tokens.expand(len(x), -1, -1)
-                keys, values = torch.cat([k, self.to_k(tokens)], 1), torch.cat([v, self.to_v(tokens)], 1)
-                both = attention(q, keys, values, self.num_heads, implementation=self.implementation)
-                out = torch.lerp(out, both, rows_of(other.weights, out))
-        else:
-            for seen in edit.pictures:
-                k, v = seen.rows(len(q))
-                told = attention(q, k, v, self.num_heads, implementation=self.implementation)
-                out = out + seen.weight * told
-        return self.to_out(out)
-
-    def shifted(
-        self, x: Tensor, context: Tensor | Text | None, shifts: Shifts
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of x, to which something is added before each projection; that of a text is left alone."""
-        name = "attn1" if context is None else "attn2"
-
-        def read(projection: str) -> Tensor:
-            out = x
-            for shift in shifts.get(f"{name}.{projection}", ()):
-                out = shift.added(out)
-            return out
-
-        q = self.to_q(read("to_q"))
-        if context is None:
-            return q, self.to_k(read("to_k")), self.to_v(read("to_v"))
-        return q, *(context.keys_and_values(self) if isinstance(context, Text) else self.of_text(context))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, mult: int = 4) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(dim, dim * mult),
-            nn.Identity(),  # 1: dropout in training
-            nn.Linear(dim * mult, dim),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each behind a LayerNorm and added."""
-
-    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.attn1 = CrossAttention(dim, dim, num_heads, of_itself=True)
-        self.ff = FeedForward(dim)
-        self.attn2 = CrossAttention(dim, context_dim, num_heads, of_itself=False)
-        self.norm1 = AddNorm(dim)
-        self.norm2 = AddNorm(dim)
-        self.norm3 = AddNorm(dim)
-
-    def forward(self, x: Tensor, context: Tensor | Text, edit: BlockEdit = NO_BLOCK_EDIT) -> Tensor:
-        _, normed = self.norm1(x)
-        x, normed = self.norm2(x, self.attn1(normed, edit=edit))
-        x, normed = self.norm3(x, self.attn2(normed, context, edit))
-        return x + self.ff(normed)
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer over the pixels of a feature map. proj_in and proj_out act per pixel: 1x1 convolutions in
-    SD1 files, linear layers in SD2 and SDXL files. Both are computed as linear layers over tokens; only the
-    stored shape differs."""
-
-    def __init__(
-        self, channels: int, context_dim: int, num_heads: int, depth: int, linear: bool, groups: int
-    ) -> None:
-        super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=1e-6, silu=False)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, context_dim, num_heads) for _ in range(depth)
-        )
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, context: Tensor | Text, edit: Edit = NO_EDIT) -> Tensor:
-        """x: b c h w; context: b n d. Returns b c h w."""
-        if edit.skip:
-            return x
-        few = x.shape[2] * x.shape[3] < FEW_TOKENS and edit.observe is None  # it hears of all images
-        if few and x.shape[0] > 1 and x.device.type == "cpu":  # products with few rows: see each_alone
-            images = zip(x.split(1), tensor_of(context).split(1), strict=True)
-            return torch.cat([self(image, text, edit.row(i)) for i, (image, text) in enumerate(images)])
-        height = x.shape[2]
-        # contiguous: a matrix product over strided tokens takes up to seven times as long (bf16, CPU)
-        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c").contiguous()
-        tokens = per_token(self.proj_in, tokens)
-        for index, block in enumerate(self.transformer_blocks):
-            tokens = block(tokens, context, edit.of_block(index))
-        tokens = per_token(self.proj_out, tokens)
-        return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)
 
 
 class Downsample(nn.Module):
@@ -325,6 +187,22 @@ def transformer(config: UNetConfig, channels: int, depth: int) -> SpatialTransfo
     )
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the blocks of one pass are told beside their input: as in `UNet.forward`."""
+
+    emb: Tensor | Times
+    context: Tensor | Text
+    edits: Mapping[str, Edit]
+    freeu: FreeU | None
+    residuals: Residuals
+    wrap: Wrap
+
+    def run(self, block: nn.Module, name: str, h: Tensor, size: tuple[int, int] = (0, 0)) -> Tensor:
+        edit = self.edits.get(name, NO_EDIT)
+        return run_block(block, h, self.emb, self.context, size, edit, self.wrap)
+
+
 class UNet(UNetEncoder):
     """eps or v [b, out_channels, h, w] from x [b, in_channels, h, w], timesteps [b], context [b, n,
     context_dim], y [b, y_dim].
@@ -371,17 +249,18 @@ class UNet(UNetEncoder):
         freeu: FreeU | None = None,
         residuals: Residuals | None = None,
         wrap: Wrap = NO_WRAP,
+        recall: Recall | None = None,
     ) -> Tensor:
         """edits: changes to single transformers, by the name of their block ("middle_block",
         "input_blocks.4"). residuals: what control networks add. wrap: axes along which the picture goes
-        on at its opposite edge. `Times`, with y in it, and `Text` stand for what was computed before
-        (`once.py`)."""
+        on at its opposite edge. recall: what may be reused of earlier passes. `Times`, with y in it, and
+        `Text` stand for what was computed before (`once.py`)."""
         edits = edits or {}
         # what is recorded changes nothing
-        plain = not edits and freeu is None and residuals is None and wrap == NO_WRAP
+        plain = not edits and freeu is None and residuals is None and wrap == NO_WRAP and recall is None
         if self.graphs is not None and plain and not isinstance(timesteps, Times):
             return self.graphs.run(self.compute, x, timesteps, tensor_of(context), y)
-        return self.compute(x, timesteps, context, y, edits, freeu, residuals, wrap)
+        return self.compute(x, timesteps, context, y, edits, freeu, residuals, wrap, recall)
 
     def compute(
         self,
@@ -393,27 +272,43 @@ class UNet(UNetEncoder):
         freeu: FreeU | None = None,
         residuals: Residuals | None = None,
         wrap: Wrap = NO_WRAP,
+        recall: Recall | None = None,
     ) -> Tensor:
         """forward, without recordings."""
         emb = timesteps if isinstance(timesteps, Times) else self.embed(timesteps, y, x.dtype)
+        told = Told(emb, context, edits, freeu, NO_RESIDUALS if residuals is None else residuals, wrap)
+        assert len(told.residuals.to_skips) in (0, len(self.input_blocks)), "one for each input block"
+        if recall is not None:
+            h = recall.through(self, x, told)
+        else:
+            h, skips = self.down(x, told)
+            h = self.up(self.middle(h, told), skips, told)
+        return last_around(self.out, h, wrap)
+
+    def down(
+        self, h: Tensor, told: Told, first: int = 0, end: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Through input blocks first .. end - 1: (output, what each hands to the decoder)."""
         skips: list[Tensor] = []
-        h = x
-        for index, block in enumerate(self.input_blocks):
-            edit = edits.get(f"input_blocks.{index}", NO_EDIT)
-            h = run_block(block, h, emb, context, (0, 0), edit, wrap)
-            if residuals is not None:
-                h = residuals.inside(index, h)
-            skips.append(h)
-        edit = edits.get("middle_block", NO_EDIT)
-        h = run_block(self.middle_block, h, emb, context, (0, 0), edit, wrap)
-        if residuals is not None:
-            h, skips = residuals.middle(h), residuals.skips(skips)
-        for index, block in enumerate(self.output_blocks):
-            edit = edits.get(f"output_blocks.{index}", NO_EDIT)
+        for index in range(len(self.input_blocks))[first:end]:
+            h = told.run(self.input_blocks[index], f"input_blocks.{index}", h)
+            h = told.residuals.inside(index, h)
+            skips.append(told.residuals.skip(index, h))
+        return h, skips
+
+    def middle(self, h: Tensor, told: Told) -> Tensor:
+        return told.residuals.middle(told.run(self.middle_block, "middle_block", h))
+
+    def up(
+        self, h: Tensor, skips: list[Tensor], told: Told, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Through output blocks first .. end - 1, which use up `skips` from its end, so that each is given
+        back as soon as it can be."""
+        for index in range(len(self.output_blocks))[first:end]:
             skip = skips.pop()
-            if freeu is not None:
-                h, skip = freeu.apply(h, skip, self.stages[index])
+            if told.freeu is not None:
+                h, skip = told.freeu.apply(h, skip, self.stages[index])
             h = torch.cat([h, skip], dim=1)
             height, width = skips[-1].shape[-2:] if skips else (0, 0)
-            h = run_block(block, h, emb, context, (height, width), edit, wrap)
-        return last_around(self.out, h, wrap)
+            h = told.run(self.output_blocks[index], f"output_blocks.{index}", h, (height, width))
+        return h

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from minisd.config import TextConfig, TrainingSchedule, UNetConfig
 from minisd.models.clip import TextEncoder
-from minisd.models.unet import ResBlock, SpatialTransformer, UNet
+from minisd.models.transformer import SpatialTransformer
+from minisd.models.unet import ResBlock, UNet
 from minisd.samplers.schedule import alphas_cumprod
 
 from .captions import caption

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minisd.models.graph import Graphs
-from minisd.models.unet import BasicTransformerBlock, compile_regions
+from minisd.models.transformer import BasicTransformerBlock
+from minisd.models.unet import compile_regions
 from tests.tiny import tiny_model
 
 made: list[int] = []

@@ -16,7 +16,7 @@ from minisd.lora_use import LoraUse
 from minisd.models.conv import Conv2d
 from minisd.models.packed import Packed, PackedConv, PackedLinear
 from minisd.models.packing import pack
-from minisd.models.unet import SpatialTransformer
+from minisd.models.transformer import SpatialTransformer
 from minisd.placement import choose_kernels
 from minisd.weights_loader.lora_file import open_adapter
 from minisd.weights_loader.lora_names import spellings

@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from minisd.config import UNetConfig
-from minisd.models.unet import SpatialTransformer, UNet, timestep_embedding
+from minisd.models.transformer import SpatialTransformer
+from minisd.models.unet import UNet, timestep_embedding
 from minisd.weights_loader.expected import unet_shapes
 from tests.oracles import diffusers_unet
 from tests.tiny import TINY, TINY_SD1, TINY_SDXL, random_weights, unet
