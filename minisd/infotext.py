@@ -48,6 +48,7 @@ NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {  # settings that are
     "Sigma noise": ("s_noise", float),
     "Schedule min sigma": ("sigma_min", float),
     "Schedule max sigma": ("sigma_max", float),
+    "Token merging ratio": ("token_merging", float),
 }
 OWN = "minisd"  # how Version begins in a text of ours
 
@@ -149,6 +150,7 @@ def settings_of(request: Request, schedule: str, seed: int) -> dict[str, str]:
         "Sigma noise": f"{request.s_noise:g}" if request.s_noise != 1.0 else None,
         "Schedule min sigma": f"{request.sigma_min:g}" if request.sigma_min is not None else None,
         "Schedule max sigma": f"{request.sigma_max:g}" if request.sigma_max is not None else None,
+        "Token merging ratio": f"{request.token_merging:g}" if request.token_merging else None,
         "Discard penultimate sigma": "True" if request.forks.discard == "always" else None,
         "RNG": RNGS[request.forks.rng],
     }

@@ -41,9 +41,11 @@ from minisd.reference_run import Reference
 from minisd.refiner import check_pair, first_share
 from minisd.relay import Relay, tiles_in
 from minisd.request import Request
+from minisd.request_model import check_depths
 from minisd.samplers.names import find_sampler
 from minisd.samplers.schedule import SigmaTable
 from minisd.sampling import sample, schedule_of, sigma_table
+from minisd.shortcuts import check_beside, shortcuts_of
 from minisd.staged import encode_stages, told_guidance
 from minisd.start import Start, start_of
 from minisd.text.account import Account
@@ -119,6 +121,7 @@ def denoiser_of(
         check=check,
         wrap=request.wrap,
         half=half,
+        shortcuts=shortcuts_of(request, model.config.vae.factor),
     )
 
 
@@ -206,6 +209,7 @@ def run_pass(
     controls = controls_of(
         request.controls, helped.networks, model.config.unet, size, shape[1:], request.wrap
     )
+    check_beside(shortcuts_of(request, factor), controls)
     references = references_of(request.controls, model, size)
     beside = controls, helped.guests, references, helped.pool
     tiling = tiles_in(request, shape[1:], factor)
@@ -278,6 +282,7 @@ def draw(
         )
     if refiner is not None:
         check_pair(model.config, refiner.config)
+        check_depths(request, refiner.config.unet)
     thread = ThreadPoolExecutor(1, "minisd-uncond")  # there is none until it is given something to do
     with torch.inference_mode(), as_planned(model), thread as pool:
         check()

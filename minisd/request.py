@@ -27,6 +27,7 @@ from minisd.request_rules import (
     Controls,
     Convention,
     Given,
+    Levels,
     Loras,
     Number,
     Numbers,
@@ -117,6 +118,15 @@ class Request:
     slg_start: Share = 0.0
     slg_end: Share = 1.0
     freeu: Annotated[tuple[float, ...], Numbers(4, 4)] | None = None  # b1, b2, s1, s2
+
+    # less computing for nearly the same picture: shortcuts.py
+    token_merging: Annotated[float, Number(0.0, 0.75)] = 0.0  # share of tokens; one in each 2 x 2 stays
+    token_merging_levels: Levels = 1  # resolutions with attention, from the finest
+    hypertile: Side | None = None  # pixels
+    hypertile_levels: Levels = 1
+    deep_cache: Steps = 1  # steps of which one is computed whole
+    deep_cache_blocks: Annotated[int, Whole(1, 64)] = 1  # outermost ones, computed in every step
+    first_block_cache: Share = 0.0  # relative change of the first block below which the rest is reused
 
     # noise of the steps, for samplers that take it, and their levels: sampling.py
     eta: Share | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from minisd.control import REFERENCE
 from minisd.errors import RequestError
 from minisd.picture import MAX_PIXELS
 from minisd.samplers.names import find_sampler, find_schedule, split_name
@@ -56,6 +57,7 @@ def check_together(request: Request) -> None:
     check_inversion(request)
     check_size(request)
     check_sampler(request)
+    check_shortcuts(request)
 
 
 def check_size(request: Request) -> None:
@@ -77,6 +79,33 @@ def check_sampler(request: Request) -> None:
     for name, wrong in given.items():
         if wrong:
             raise RequestError(f"the sampler {request.sampler} takes no {name}; leave it out", field=name)
+
+
+def check_shortcuts(request: Request) -> None:
+    """What reuses the network's answers leaves alone what looks inside each of them or judges by them, and
+    what regroups tokens what else looks at tokens."""
+    name = "deep_cache" if request.deep_cache > 1 else "first_block_cache"
+    if request.deep_cache > 1 or request.first_block_cache > 0:
+        clashes = {
+            "first_block_cache decides in which steps the network is computed": name == "deep_cache"
+            and request.first_block_cache > 0,
+            "sag_scale looks into the middle of the network in every step": request.sag_scale > 0,
+            "the sampler dpm_adaptive judges its steps by the network's answers": request.sampler
+            == "dpm_adaptive",
+        }
+        for why in (why for why, clash in clashes.items() if clash):
+            raise RequestError(
+                f"{name} reuses what the network computed in earlier steps, and {why}; leave one out",
+                field=name,
+            )
+    name = "token_merging" if request.token_merging > 0 else "hypertile"
+    if request.token_merging > 0 or request.hypertile is not None:
+        if any(unit.model == REFERENCE and unit.weight != 0 for unit in request.controls):
+            raise RequestError(
+                f"{name} lets tokens attend to some of the picture only, and {REFERENCE} to all of another; "
+                "leave one out",
+                field=name,
+            )
 
 
 def check_pictures(request: Request) -> None:

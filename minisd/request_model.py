@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from minisd.config import ModelConfig
+from minisd.config import ModelConfig, UNetConfig
 from minisd.errors import RequestError
 from minisd.picture import MAX_PIXELS, MAX_SIDE
 
@@ -21,6 +21,7 @@ def for_model(request: Request, config: ModelConfig, seed: int) -> Request:
     for name, value in (("width", width), ("height", height)):
         check_side(name, value, config.vae.factor)
     check_parts(request, config)
+    check_depths(request, config.unet)
     strength = request.strength
     if request.image is not None and strength is None:
         strength = 1.0 if config.concat == "ip2p" else DEFAULT_STRENGTH
@@ -59,6 +60,23 @@ def check_parts(request: Request, config: ModelConfig) -> None:
         if getattr(request, name) > 0 and not config.unet.depth_mid:
             raise RequestError(
                 f"this model has no attention in its middle, where {name} acts; leave it out", field=name
+            )
+
+
+def check_depths(request: Request, unet: UNetConfig) -> None:
+    """Raises RequestError for a shortcut that reaches deeper than this UNet goes."""
+    levels = len(set(unet.attention_levels.values()))
+    blocks = sum(unet.num_res_blocks) + len(unet.num_res_blocks)  # with the first convolution
+    acting = {
+        "token_merging_levels": (request.token_merging > 0, levels, "resolutions with attention"),
+        "hypertile_levels": (request.hypertile is not None, levels, "resolutions with attention"),
+        "deep_cache_blocks": (request.deep_cache > 1, blocks, "input blocks"),
+    }
+    for name, (acts, most, of) in acting.items():
+        if acts and getattr(request, name) > most:
+            raise RequestError(
+                f"{name} is {getattr(request, name)}, and this model has {most} {of}; ask for no more",
+                field=name,
             )
 
 

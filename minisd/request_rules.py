@@ -203,6 +203,7 @@ Words = Annotated[tuple[str, ...], words]
 Convention = Annotated[str, OneOf(tuple(CONVENTIONS))]
 Seed = Annotated[int, seed]
 Steps = Annotated[int, Whole(1, MAX_STEPS)]
+Levels = Annotated[int, Whole(1, 8)]
 Share = Annotated[float, Number(0.0, 1.0)]
 Scale = Annotated[float, Number(0.0, 1000.0)]  # of guidance and the like; mostly 0 is off
 Score = Annotated[float, Number(0.0, 10.0)]

@@ -19,14 +19,19 @@ inversion) it is computed whole.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minisd.config import UNetConfig
+from minisd.control_run import Control
+from minisd.errors import RequestError, quoted
 from minisd.models.edits import NO_EDIT, Edit, Regroup
 from minisd.models.hypertile import Tiles
+from minisd.models.lllite import LLLite
 from minisd.models.recall import Kept, Recall
 from minisd.models.token_merging import Merging
+from minisd.request import Request
 from minisd.text.conditioning import Conditioning
 
 
@@ -60,7 +65,7 @@ class Shortcuts:
         """The edits of a pass with what regroups tokens in it."""
         if not self.regroups:
             return edits
-        out, levels = dict(edits), attention_levels(unet)
+        out, levels = dict(edits), unet.attention_levels
         there = sorted(set(levels.values()))
         for block, level in levels.items():
             rank, groups = there.index(level), list[Regroup]()
@@ -76,23 +81,30 @@ class Shortcuts:
 NO_SHORTCUTS = Shortcuts()
 
 
-def attention_levels(unet: UNetConfig) -> dict[str, int]:
-    """{block with attention, the middle one left out: its resolution, 0 the finest}."""
-    found: dict[str, int] = {}
-    depths, index = iter(unet.depth_in), 1
-    for level, blocks in enumerate(unet.num_res_blocks):
-        for _ in range(blocks):
-            if next(depths):
-                found[f"input_blocks.{index}"] = level
-            index += 1
-        index += 1  # the halving after it
-    depths, index = iter(unet.depth_out), 0
-    for level, blocks in reversed(list(enumerate(unet.num_res_blocks))):
-        for _ in range(blocks + 1):
-            if next(depths):
-                found[f"output_blocks.{index}"] = level
-            index += 1
-    return found
+def shortcuts_of(request: Request, factor: int) -> Shortcuts:
+    """Those of a request. factor: pixels per latent."""
+    return Shortcuts(
+        merging=request.token_merging,
+        merging_levels=request.token_merging_levels,
+        tile=0 if request.hypertile is None else max(1, request.hypertile // factor),
+        tile_levels=request.hypertile_levels,
+        interval=request.deep_cache,
+        blocks=request.deep_cache_blocks,
+        change=request.first_block_cache,
+    )
+
+
+def check_beside(shortcuts: Shortcuts, controls: Sequence[Control]) -> None:
+    """Raises RequestError for a control network that tells each token of the picture something of its own,
+    where tokens are regrouped."""
+    for control in controls:
+        if shortcuts.regroups and isinstance(control.network, LLLite):
+            name = "token_merging" if shortcuts.merging > 0 else "hypertile"
+            raise RequestError(
+                f"{quoted(control.units[0].model)} is a ControlNet-LLLite, which tells every token something "
+                f"of its own, and {name} regroups them; leave one out",
+                field=name,
+            )
 
 
 @dataclass(frozen=True)
@@ -122,23 +134,28 @@ class Entry:
 
 
 class Memory:
-    """The state of one run: the newest answers of the UNet's inner blocks."""
+    """The state of one run: the newest answers of the UNet's inner blocks. The two halves of guidance may ask
+    it at the same time."""
 
     def __init__(self, shortcuts: Shortcuts) -> None:
         self._shortcuts = shortcuts
         self._entries: dict[tuple[int, int, str], Entry] = {}
+        self._lock = threading.Lock()
 
     def recall(self, places: Sequence[Place], step: int, network: object, acting: tuple[bool, ...]) -> Recall:
         """For a pass in this step whose rows are these places."""
 
         def keep(row: int, kept: Kept) -> None:
             place, interval = places[row], self._shortcuts.interval
-            if self._shortcuts.change == 0:  # those of earlier blocks of steps will not serve any more
-                now = step // interval
-                self._entries = {k: e for k, e in self._entries.items() if e.step // interval == now}
-            self._entries[place.key] = Entry(place.part, step, step, network, acting, kept)
+            entry = Entry(place.part, step, step, network, acting, kept)
+            with self._lock:
+                if self._shortcuts.change == 0:  # those of earlier blocks of steps will not serve any more
+                    now = step // interval
+                    self._entries = {k: e for k, e in self._entries.items() if e.step // interval == now}
+                self._entries[place.key] = entry
 
-        kept = [self._kept(place, step, network, acting) for place in places]
+        with self._lock:
+            kept = [self._kept(place, step, network, acting) for place in places]
         if self._shortcuts.change > 0:
             return Recall(kept, keep, change=self._shortcuts.change)
         return Recall(kept, keep, self._shortcuts.blocks)

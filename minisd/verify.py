@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -325,6 +325,8 @@ def spot(path: SourcePath, engine: Engine, record: Mapping[str, object], at: int
         return Finding("cannot", f"the run has steps 1..{steps}; there is no step {at}")
     if request.get("apg_momentum"):
         return Finding("cannot", "with apg_momentum a step depends on all before it; draw the whole again")
+    if name := next((n for n in ("deep_cache", "first_block_cache") if acts(n, request)), None):
+        return Finding("cannot", f"with {name} a step depends on earlier ones; draw the whole again")
     try:
         answers = read_answers(path)
     except ImageError as error:
@@ -345,6 +347,12 @@ def spot(path: SourcePath, engine: Engine, record: Mapping[str, object], at: int
         return Finding("proven", what, level, size=size, other=other)
     what = f"a run on the stored steps parts from the record at {first or f'step {at}'}"
     return Finding("differs", what, "", first or f"step {at}", size, (), other)
+
+
+def acts(name: str, request: Mapping[str, object]) -> bool:
+    """Whether a field is given in a record's request and not at its default."""
+    default = next(f.default for f in fields(Request) if f.name == name)
+    return request.get(name, default) != default
 
 
 def difference(a: Image.Image, b: Image.Image) -> dict[str, float]:

@@ -105,7 +105,7 @@ TABLE: list[tuple[str, set[str], set[str]]] = [
     (
         "minisd/request_checks.py",
         set(),
-        {"minisd.errors", "minisd.picture", "minisd.request", "minisd.samplers.names"},
+        {"minisd.control", "minisd.errors", "minisd.picture", "minisd.request", "minisd.samplers.names"},
     ),
     (
         "minisd/request_model.py",

@@ -42,6 +42,21 @@ class UNetConfig:
         return self.num_heads, channels // self.num_heads
 
     @property
+    def attention_levels(self) -> dict[str, int]:
+        """{block with attention, the middle one left out: its level, 0 the finest}."""
+        found: dict[str, int] = {}
+        levels = list(enumerate(self.num_res_blocks))
+        down = [level for level, blocks in levels for _ in range(blocks)]
+        up = [level for level, blocks in reversed(levels) for _ in range(blocks + 1)]
+        for block, (level, depth) in enumerate(zip(down, self.depth_in, strict=True), start=1):
+            if depth:
+                found[f"input_blocks.{block + level}"] = level  # a halving between two levels
+        for block, (level, depth) in enumerate(zip(up, self.depth_out, strict=True)):
+            if depth:
+                found[f"output_blocks.{block}"] = level
+        return found
+
+    @property
     def downsampling(self) -> int:
         """Latent height and width are padded by nothing: they must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
