@@ -46,7 +46,7 @@ ON: dict[str, dict[str, object]] = {
     "both": {"hypertile": 32, "token_merging": 0.25},
     "deep_cache": {"deep_cache": 2},
     "blocks": {"deep_cache": 3, "deep_cache_blocks": 3},
-    "first_block_cache": {"first_block_cache": 0.5},
+    "first_block_cache": {"first_block_cache": 0.9},
     "merged and kept": {"token_merging": 0.5, "deep_cache": 3, "deep_cache_blocks": 2},
 }
 
