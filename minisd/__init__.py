@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from minisd.events import Preview, Progress
+    from minisd.freed_memory import keep_freed_memory
     from minisd.model import plan
     from minisd.picture import Picture
     from minisd.picture_prompt import PicturePrompt
@@ -60,6 +61,7 @@ WHERE = {
     "Preview": "events",
     "Progress": "events",
     "Plan": "placement",
+    "keep_freed_memory": "freed_memory",
     "plan": "model",
     "convert": "conversion",
     "quantize": "quantisation",
@@ -89,6 +91,7 @@ __all__ = [
     "Result",
     "Upscaler",
     "convert",
+    "keep_freed_memory",
     "load",
     "load_upscaler",
     "open_checkpoint",

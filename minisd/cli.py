@@ -14,6 +14,7 @@ import sys
 import warnings
 from typing import TextIO
 
+from minisd import keep_freed_memory
 from minisd.commands import MODULES
 from minisd.errors import Cancelled, CheckpointError, CheckpointWarning, MinisdError, RequestError
 
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = warned
+            if getattr(args, "keep_freed_memory", False):
+                keep_freed_memory()
             answer = args.run(args)
         if args.json:
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")

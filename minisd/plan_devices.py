@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minisd import freed_memory
 from minisd.errors import PlanError, quoted
 
 # Python, torch and the tokenizer, measured as resident memory (Linux, torch 2.13): 250 MB before the first
@@ -29,7 +30,8 @@ class DeviceFacts:
     name: as torch spells it. free: bytes that may be used now, None where nobody can say. base: bytes that
     are taken before the first weight (on a CPU, Python and torch themselves). bf16: whether it computes in
     bfloat16 and why. host: weights lie in the same memory as the program's. reorders: convolutions copy
-    input, weight and output into a layout of their own (oneDNN), which takes memory while they run.
+    input, weight and output into a layout of their own (oneDNN), which takes memory while they run. keeps:
+    what a stage has taken stays with the program (`freed_memory.py`).
     """
 
     name: str
@@ -40,6 +42,7 @@ class DeviceFacts:
     fp8: bool
     host: bool
     reorders: bool
+    keeps: bool = False
 
     @property
     def kind(self) -> str:
@@ -54,12 +57,13 @@ def device_facts(name: str) -> DeviceFacts:
         return DeviceFacts(
             name,
             free=available_memory(),
-            base=PROCESS_BYTES,
+            base=PROCESS_BYTES + (freed_memory.PAD if freed_memory.kept else 0),
             bf16=good,
             why_bf16=why,
             fp8=False,
             host=True,
             reorders=torch.backends.mkldnn.is_available(),
+            keeps=freed_memory.kept,
         )
     free = accelerator_memory(name)
     bf16, why = True, f"{kind} computes in bfloat16"

@@ -232,8 +232,10 @@ def short(plan: Plan, limits: Mapping[str, int | None]) -> list[Stage]:
 def predicted(
     plan: Plan, config: ModelConfig, sizes: Sizes, devices: Mapping[str, DeviceFacts]
 ) -> tuple[Stage, ...]:
-    """The most that each stage holds on its device."""
+    """The most that each stage holds on its device. Where freed memory is kept, what earlier stages took is
+    part of the program's own."""
     stages = []
+    kept = dict.fromkeys(devices, 0)
     for name, group in (("encode", "text"), ("sample", "unet"), ("decode", "vae")):
         for device in dict.fromkeys(p.device for p in plan.parts if group_of(p.part) == group):
             facts = devices[device]
@@ -243,7 +245,8 @@ def predicted(
                 p.weight_bytes for p in here if p.residency.value == "staged" and group_of(p.part) == group
             )
             work = stage_work(plan, config, sizes, group, facts)
-            stages.append(Stage(name, device, stay + stage, work, facts.base))
+            stages.append(Stage(name, device, stay + stage, work, facts.base + kept[device]))
+            kept[device] += stage + work if facts.keeps else 0
     return tuple(stages)
 
 

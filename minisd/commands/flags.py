@@ -242,6 +242,11 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         if field.name == "vae_tile":
             options["type"] = int
         group.add_argument("--" + field.name.replace("_", "-"), **options)  # type: ignore[arg-type]
+    group.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="faster on a CPU for more memory: what is freed stays with the program (Linux with glibc)",
+    )
 
 
 def wishes_of(args: argparse.Namespace) -> Wishes:
