@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.errors import RequestError, quoted
+from minisd.first_noise import first_noise
 from minisd.images import to_image
 from minisd.latents import decode, encode, to_pixels, to_unet
 from minisd.model import Model
 from minisd.picture import MAX_PIXELS, MAX_SIDE
 from minisd.request import Request
 from minisd.samplers.schedule import SigmaTable
-from minisd.sampling import first_noise
 from minisd.start import Start, extra_channels, strength_steps
 
 LATENT = {"latent": "bilinear", "latent_bicubic": "bicubic", "latent_nearest": "nearest"}

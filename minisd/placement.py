@@ -18,6 +18,7 @@ from minisd.denoiser import Batching
 from minisd.errors import PlanError
 from minisd.kernels import REGISTRY, Kernels, why_not
 from minisd.kernels.registry import Site
+from minisd.plan_text import as_data, as_text
 from minisd.quantise.sensitive import Layers
 from minisd.wishes import CALLS, UNCOND, Named, Residency, Wishes, group_of
 
@@ -96,72 +97,11 @@ class Plan:
         return next(p for p in self.parts if p.part == name)
 
     def __str__(self) -> str:
-        rows = [f"{'part':<16}{'device':<8}{'dtype':<10}{'weights':>12}  {'kept':<10}why"]
-        for p in self.parts:
-            dtype = str(p.dtype.value).removeprefix("torch.")
-            weights = f"{p.weight_bytes / 1e6:>9,.1f} MB  {p.residency.value:<10}"
-            rows.append(f"{p.part:<16}{p.device:<8}{dtype:<10}{weights}{p.dtype.reason}")
-            if p.layers:
-                rows.append(f"{'':<16}{len(p.layers)} layers stored as {p.quant.value}: {p.quant.reason}")
-        batching = [n for n in ("images", "prompts") if getattr(self.batching.value, n)]
-        rows += [
-            f"device          {self.device.value}: {self.device.reason}",
-            f"attention       {self.attention.value}: {self.attention.reason}",
-            f"kernels         {self.kernels.value}: {self.kernels.reason}",
-            f"batched         {' and '.join(batching) or 'nothing'}: {self.batching.reason}",
-            *(
-                [f"guidance        on {self.cfg_device.value} too: {self.cfg_device.reason}"]
-                if self.cfg_device.value is not None
-                else []
-            ),
-            f"channels last   {', '.join(self.channels_last.value) or 'no'}: {self.channels_last.reason}",
-            f"VAE tiles       {self.vae_tile.value or 'none'}: {self.vae_tile.reason}",
-        ]
-        if self.memory.value is not None:
-            rows.append(f"memory          {self.memory.value / 1e9:.2f} GB: {self.memory.reason}")
-        rows.append(f"weights         {self.rung.value}: {self.rung.reason}")
-        for s in self.stages:
-            rows.append(
-                f"{s.stage:<16}{s.device:<8}{s.peak / 1e9:>6.2f} GB at most: weights {s.weights / 1e9:.2f}, "
-                f"work {s.work / 1e9:.2f}" + (f", the program {s.base / 1e9:.2f}" if s.base else "")
-            )
-        return "\n".join(rows)
+        return as_text(self)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
-        return {
-            "device": self.device.value,
-            "parts": [
-                {
-                    "part": p.part,
-                    "device": p.device,
-                    "dtype": str(p.dtype.value).removeprefix("torch."),
-                    "reason": p.dtype.reason,
-                    "weight_bytes": p.weight_bytes,
-                    "residency": p.residency.value,
-                    "residency_reason": p.residency.reason,
-                    "quant": p.quant.value,
-                    "quant_reason": p.quant.reason,
-                    "quant_layers": len(p.layers),
-                }
-                for p in self.parts
-            ],
-            "attention": self.attention.value,
-            "kernels": str(self.kernels.value),
-            "images_together": self.batching.value.images,
-            "prompts_together": self.batching.value.prompts,
-            "cfg_device": self.cfg_device.value,
-            "channels_last": list(self.channels_last.value),
-            "vae_tile": self.vae_tile.value,
-            "memory": self.memory.value,
-            "weights": {"rung": self.rung.value, "reason": self.rung.reason},
-            "stages": [
-                {"stage": s.stage, "device": s.device, "weights": s.weights, "work": s.work, "base": s.base}
-                for s in self.stages
-            ],
-            "peak": self.peak,
-            "shortage": self.shortage,
-        }
+        return as_data(self)
 
 
 def make_plan(elements: Mapping[str, int], *, kernels: str = "auto", **named: Unpack[Named]) -> Plan:

@@ -1,8 +1,7 @@
 """From noise to latents: the noise levels of a request, its random numbers, and the solver's run.
 
-Everything random is a function of the request's seeds: draw 0 is the first noise, draws 1, 2, ... are those
-of the steps, and Brownian noise is a path of its own. Variation seeds blend the first noise of two seeds;
-`seed_size` keeps a seed's composition at another size.
+Everything random is a function of the request's seeds: draw 0 is the first noise (`first_noise.py`), draws 1,
+2, ... are those of the steps, and Brownian noise is a path of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.denoiser import Denoiser
 from minisd.errors import NumericalError, RequestError
+from minisd.first_noise import Shape, first_noise
 from minisd.request import Request
 from minisd.samplers.ahead import Ahead, queries
 from minisd.samplers.brownian import brownian_noise
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from minisd.relay import Relay
     from minisd.start import Start
 
-Shape = tuple[int, int, int]  # c h w
 MAKERS = 4  # threads that make a batch's noise
 EDM_RANGES = {"edm_eps": (0.002, 80.0), "edm_v": (0.002, 120.0)}  # published for Playground v2.5 and CosXL
 # ends that a request may set and that these schedules would not look at
@@ -108,58 +107,6 @@ def ranged(table: SigmaTable, request: Request) -> SigmaTable:
     levels = table.sigma(steps)
     levels[0], levels[-1] = low, high  # also where they lie beyond the trained ones
     return SigmaTable(levels, table.interpolation, continuous=table.continuous)
-
-
-def first_noise(request: Request, shape: Shape, draw: int = 0) -> Tensor:
-    """Unit normal b c h w float32 on the CPU, with variation seeds and seed size: draw number `draw`."""
-    source = request.forks.rng
-    if source == "cuda" and not torch.cuda.is_available():
-        raise RequestError(
-            "rng cuda needs a CUDA device; philox gives the same numbers anywhere", field="rng"
-        )
-    seeds = request.seeds()
-    if request.variation_strength > 0:
-        seeds = [seeds[0]] * request.count  # pictures of a batch differ in their variation seed
-    noise = resized_normal(source, seeds, shape, request, draw)
-    if request.variation_strength == 0:
-        return noise
-    assert request.variation_seed is not None, "set by Request.for_model"
-    others = [(request.variation_seed + i) % 2**64 for i in range(request.count)]
-    blend = resized_normal(source, others, shape, request, draw)
-    return torch.stack([slerp(a, b, request.variation_strength) for a, b in zip(noise, blend, strict=True)])
-
-
-def resized_normal(source: str, seeds: list[int], shape: Shape, request: Request, draw: int) -> Tensor:
-    """First noise of these seeds; with `seed_size`, that of the other size in the middle of fresh noise."""
-    noise = batch_normal(source, seeds, draw, shape)
-    if request.seed_size is None:
-        return noise
-    c, height, width = shape
-    h, w = (side // 8 for side in request.seed_size)
-    small = batch_normal(source, seeds, draw, (c, h, w))
-    top, left = (height - h) // 2, (width - w) // 2
-    noise[:, :, max(top, 0) : max(top, 0) + min(h, height), max(left, 0) : max(left, 0) + min(w, width)] = (
-        small[
-            :, :, max(-top, 0) : max(-top, 0) + min(h, height), max(-left, 0) : max(-left, 0) + min(w, width)
-        ]
-    )
-    return noise
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of two noises of one image (Shoemake 1985): keeps their norm, unlike a straight
-    blend. The angle is summed exactly, so that the bits do not depend on the machine."""
-    cosine = inner(a, b) / math.sqrt(inner(a, a) * inner(b, b))
-    angle = math.acos(min(max(cosine, -1.0), 1.0))
-    if angle < 1e-3:
-        return a + share * (b - a)
-    weights = (math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle))
-    return (weights[0] * a.double() + weights[1] * b.double()).to(a.dtype)
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """The exact sum of products of float32 numbers, rounded once."""
-    return math.fsum((a.double() * b.double()).flatten().tolist())
 
 
 def step_noise(

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from minisd.canvas import Canvas
 from minisd.errors import RequestError
+from minisd.first_noise import first_noise
 from minisd.guidance import step_at
 from minisd.latents import encode, to_pixels, to_unet
 from minisd.model import Model
 from minisd.request import Request
 from minisd.samplers.schedule import SigmaTable
-from minisd.sampling import first_noise, run_sigmas
+from minisd.sampling import run_sigmas
 
 Answer = TypeVar("Answer", Tensor, tuple[Tensor, Tensor])
 

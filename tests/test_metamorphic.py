@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from minisd.first_noise import first_noise
 from minisd.picture import Picture
 from minisd.request import Request
 from minisd.samplers.ode import sample_euler
 from minisd.samplers.scaling import c_in, denoised_from
-from minisd.sampling import first_noise, sigma_table
+from minisd.sampling import sigma_table
 from minisd.text.conditioning import encode_request
 from tests.test_pipeline import engine
 from tests.test_start import photo

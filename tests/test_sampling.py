@@ -14,13 +14,14 @@ import torch
 
 from minisd.cli import main
 from minisd.errors import RequestError
+from minisd.first_noise import first_noise, slerp
 from minisd.model import Model
 from minisd.pipeline import Drawing, draw
 from minisd.request import Request
 from minisd.samplers.names import SAMPLERS, SCHEDULES, find_sampler, find_schedule, split_name
 from minisd.samplers.noise import batch_normal, philox_normal
 from minisd.samplers.schedule import karras_sigmas
-from minisd.sampling import first_noise, run_sigmas, schedule_of, sigma_table, slerp, step_noise
+from minisd.sampling import run_sigmas, schedule_of, sigma_table, step_noise
 from tests.tiny import TINY, tiny_model
 
 SHAPE = (4, 8, 6)

@@ -56,11 +56,6 @@ class UNetConfig:
                 found[f"output_blocks.{block}"] = level
         return found
 
-    @property
-    def downsampling(self) -> int:
-        """Latent height and width are padded by nothing: they must be multiples of this."""
-        return 2 ** (len(self.channel_mult) - 1)
-
 
 @dataclass(frozen=True)
 class VAEConfig:

@@ -98,10 +98,3 @@ def width(most: int) -> Condition:
         return None if site.d <= most else f"holds a row of up to {most} numbers, not {site.d}"
 
     return condition
-
-
-def few_keys(most: int) -> Condition:
-    def condition(site: Site) -> str | None:
-        return None if site.m <= most else f"takes up to {most} keys, not {site.m}"
-
-    return condition

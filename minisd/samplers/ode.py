@@ -14,7 +14,6 @@ from minisd.samplers.step import (
     Denoise,
     Noise,
     OnStep,
-    Step,
     add_noise,
     between,
     euler_to,
@@ -22,17 +21,6 @@ from minisd.samplers.step import (
     steps_of,
     tell,
 )
-
-__all__ = [
-    "Denoise",
-    "Noise",
-    "OnStep",
-    "Step",
-    "sample_dpm_2",
-    "sample_dpmpp_2m",
-    "sample_euler",
-    "sample_heun",
-]
 
 MAX_CHURN = 2**0.5 - 1  # of Karras et al. 2022, section 4
 

@@ -95,17 +95,6 @@ class Encoders(Protocol):
     def embeddings(self) -> Mapping[str, Embedding]: ...
 
 
-def encode_prompts(model: Encoders, request: Request) -> tuple[Conditioning, Conditioning]:
-    """(conditional, unconditional) of a request with one prompt."""
-    prompts = encode_composed(model, request)
-    return prompts.conds[0][0], prompts.uncond
-
-
-def encode_composed(model: Encoders, request: Request) -> Prompts:
-    """All prompts of a request made whole by `Request.for_model`, as they are in the first step."""
-    return encode_request(model, request, request.steps).timeline[0][1]
-
-
 def encode_request(model: Encoders, request: Request, steps: int, *, clock: Clock | None = None) -> Encoded:
     """The prompts of a request made whole by `Request.for_model` over a run of `steps` steps. clock: what
     numbers in prompts mean, where that is not `steps` (a second pass; a strength, under A1111's rule).

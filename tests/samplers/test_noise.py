@@ -49,7 +49,7 @@ PROGRAM = """
 import hashlib, torch
 from minisd.samplers.brownian import brownian_noise
 from minisd.samplers.noise import philox_normal
-from minisd.sampling import slerp
+from minisd.first_noise import slerp
 whole = hashlib.sha256()
 for seed in (0, 1, 2**40 + 7, 2**64 - 1):
     for draw in (0, 3):

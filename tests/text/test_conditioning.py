@@ -15,7 +15,7 @@ from minisd.config import ModelConfig
 from minisd.errors import RequestError
 from minisd.models.clip import TextEncoder
 from minisd.request import Request
-from minisd.text.conditioning import encode_prompts, size_embedding
+from minisd.text.conditioning import Conditioning, encode_request, size_embedding
 from minisd.text.embeddings import Embedding
 from minisd.text.tokenizer import chunk, encode
 from tests.oracles import diffusers_unet, transformers_text
@@ -45,6 +45,12 @@ def encoders(name: str) -> Encoders:
 
 def request(name: str, **fields: object) -> Request:
     return Request.from_dict({"prompt": PROMPT, **fields}).for_model(TINY[name], seed=0)
+
+
+def encode_prompts(model: Encoders, asked: Request) -> tuple[Conditioning, Conditioning]:
+    """(conditional, unconditional) in the first step."""
+    prompts = encode_request(model, asked, asked.steps).timeline[0][1]
+    return prompts.conds[0][0], prompts.uncond
 
 
 def their_states(name: str, index: int, prompt: str) -> tuple[Tensor, ...]:
