@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
-from minisd.placement import Choice
 from minisd.plan_devices import DeviceFacts, device_facts
 
 MAKERS = ("empty", "zeros", "ones", "full", "arange", "tensor", "linspace", "randn")
+COUNT = 4
 KIND = "xpu"  # a kind that torch knows and this project treats like any other accelerator
 Move = tuple[str, str, tuple[int, ...]]
 to_real, cpu_real = Tensor.to, Tensor.cpu
@@ -60,7 +60,7 @@ def place_of(tensor: Tensor) -> str:
 
 
 class FakeDevices:
-    """Any number of devices of one kind, while the `with` block lasts. free: bytes that each is said to
+    """Some devices of one kind, while the `with` block lasts. free: bytes that each is said to
     have."""
 
     def __init__(self, free: int | None = None) -> None:
@@ -79,7 +79,8 @@ class FakeDevices:
         self._patches += [
             patch.object(Tensor, "to", lambda tensor, *a, **k: self.to(tensor, *a, **k)),
             patch.object(Tensor, "cpu", lambda tensor: self.to(tensor, "cpu")),
-            patch("minisd.placement.choose_device", lambda name: Choice(name, "a fake device")),
+            patch.object(torch.accelerator, "current_accelerator", lambda **_: torch.device(KIND)),
+            patch.object(torch.accelerator, "device_count", lambda: COUNT),
             patch("minisd.model.device_facts", self.facts),
         ]
         for one in self._patches:

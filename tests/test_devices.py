@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_every_device_takes_what_was_predicted(offload: str, files: dict[str, Pa
         for stage in stages:
             assert abs(there.peak[stage.device] - stage.peak) <= 0.05 * stage.peak, (stage, there.peak)
     del engine
+    gc.collect()
     assert not any(there.live.values())
 
 
@@ -238,6 +240,7 @@ def test_both_halves_are_counted_and_given_back(offload: str, files: dict[str, P
         for device, stage in sample.items():
             assert abs(there.peak[device] - stage.peak) <= 0.05 * stage.peak, (stage, there.peak)
     del engine
+    gc.collect()
     assert not any(there.live.values())
 
 
