@@ -57,6 +57,8 @@ WAYS: dict[str, dict[str, object]] = {  # by the field that must be named where 
     "seed_size": {"seed_size": (32, 32)},
     "freeu": {"freeu": (1.3, 1.4, 0.9, 0.2)},
     "apg_momentum": {"apg_momentum": -0.5, "apg_norm": 1.0},
+    "token_merging": {"token_merging": 0.5, "hypertile": 32},
+    "deep_cache": {"deep_cache": 2},
     "cfg_scale": {"cfg_scale": 1.0},
     "sampler": {"sampler": "euler_ancestral"},
     "conventions": {"conventions": "a1111"},

@@ -53,6 +53,8 @@ REQUESTS: list[dict[str, object]] = [
     {"width": 64, "height": 96, "variation_strength": 0.3, "variation_seed": 9},
     {"pag_scale": 2.0},
     {"freeu": (1.2, 1.3, 0.9, 0.8)},
+    {"token_merging": 0.5, "hypertile": 32, "deep_cache": 2, "sampler": "heun"},
+    {"first_block_cache": 0.5, "prompt": "a [cat:dog:0.5] AND a stone", "token_merging": 0.25},
     {"clip_skip": 2, "rng": "torch"},
     {"sampler": "euler_cfgpp", "cfg_scale": 1.5},
     {"sigmas": (10.0, 4.0, 1.0, 0.0)},

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from minisd.request import Request
 from minisd.samplers.names import SAMPLERS
-from scripts.bench import gpu, samplers
+from minisd.shortcuts import Shortcuts
+from scripts.bench import gpu, samplers, shortcuts
+from scripts.bench.common import RESULTS
+from tests.tiny import TINY, network_weights, unet
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says it where no GPU is")
@@ -72,3 +80,44 @@ def test_time_outside_the_calls_is_counted() -> None:
         slow = lambda *args: time.sleep(2e-3)  # noqa: E731
         inside.setattr(samplers.Trail, "step", slow)
         assert samplers.whole("euler", 0.0, denoiser=False)[0] > 2000 > quick
+
+
+def test_table_of_shortcuts(tmp_path: Path) -> None:
+    """Oracle: rows by hand, between the marks of the page; the page itself has them, in order."""
+    own = {"off over it": 1.504, "psnr, dB": 33.24, "worst psnr, dB": 20.0, "inner passes": 0.35}
+    text = shortcuts.table(
+        {"deep_cache 3": {**own, "recognised": 0.75}, "x": own}, {"x": {"off over it": 2.0}}
+    )
+    assert "| `deep_cache 3` | 1.50x | 33.2 (20.0) | 75% | 35% | - |\n" in text
+    assert "| `x` | 1.50x | 33.2 (20.0) | - | 35% | 2.00x |\n" in text
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n{shortcuts.BEGIN}old\n{shortcuts.END}b\n")
+    for _ in range(2):
+        shortcuts.write_table(text, page)
+    assert page.read_text() == f"a\n{shortcuts.BEGIN}\n{text}\n{shortcuts.END}b\n"
+    real = shortcuts.DOCS.read_text("utf-8")
+    assert real.index(shortcuts.BEGIN) < real.index(shortcuts.END)
+    recorded = RESULTS / f"{shortcuts.RESULT}.json"
+    if recorded.exists():
+        found = json.loads(recorded.read_text())
+        assert shortcuts.table(found["model inside"], found["SD1.5 UNet, bfloat16"]) in real
+
+
+def test_settings_of_shortcuts() -> None:
+    """Oracle: requests that can be made; PSNR by hand; a reused pass is one that computes less."""
+    for fields in (f for pair in shortcuts.CASES.values() for f in pair):
+        made = Request.from_dict(fields).to_dict()
+        assert made | fields == made
+    black = Image.new("RGB", (4, 4))
+    assert shortcuts.psnr(black, black) == 60.0
+    assert shortcuts.psnr(black, Image.new("RGB", (4, 4), (51, 51, 51))) == pytest.approx(20 * math.log10(5))
+    config = TINY["sd1"]
+    network = unet(config.unet, network_weights(config, dtype=torch.float32)["unet"])
+    x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 9, 32)
+    for setting in (Shortcuts(interval=3), Shortcuts(interval=3, blocks=4), Shortcuts(change=0.1)):
+        again = shortcuts.reused_pass(network, setting, x, t, text)
+        calls = list[int]()
+        handle = network.middle_block[0].register_forward_pre_hook(lambda *_, c=calls: c.append(1))
+        out = again()
+        handle.remove()
+        assert not calls and (out - network(x, t, text)).abs().max() < 1e-4
