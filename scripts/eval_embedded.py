@@ -85,7 +85,8 @@ def every_figure(
     emoji = judge.emoji
     names = measure.chosen_names(emoji, amounts.names)
     favourites = measure.favourite_names(emoji, amounts.favourites)
-    few, some = favourites[: amounts.small], favourites[: amounts.guidance]
+    few = favourites[: amounts.small]
+    some = names[:: max(1, len(names) // amounts.guidance)]  # favourites are known too well to need guidance
     held = measure.compositions(held_out(), emoji)
     held = held[:: max(1, len(held) // amounts.held)]
     scale = measure.CFG_SCALE
