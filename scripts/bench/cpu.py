@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -74,7 +75,10 @@ def openvino_of(network: nn.Module, example: tuple[Tensor, ...]) -> Callable[...
     """OpenVINO's compiled form, in the precision that it takes by itself on this CPU."""
     import openvino
 
-    model = openvino.convert_model(network.float(), example_input=tuple(t.float() for t in example))
+    with torch.inference_mode(False), torch.no_grad():  # torch.jit.trace takes no inference tensors
+        wide = deepcopy(network).float()
+        model = openvino.convert_model(wide, example_input=tuple(t.float().clone() for t in example))
+    del wide
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda *given: compiled([t.float().numpy() for t in given])
 
