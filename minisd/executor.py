@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from minisd.heap import give_back
 from minisd.residency import all_tensors, pieces
 from minisd.wishes import Residency, group_of
 
@@ -72,6 +73,7 @@ class Executor:
         self._coming: tuple[Group, Future[dict[str, Tensor]]] | None = None
         self._last = threading.local()
         self._reader: ThreadPoolExecutor | None = None
+        self._stage: str | None = None  # the kind of part that came last
         self._drawings = 0
         self._closing = False
 
@@ -112,6 +114,7 @@ class Executor:
             group.users += 1  # before anything can fail: `leave` is called then, too
             if not group.loaded:
                 self._make_room(group)
+                self._enter(group_of(group.part))
                 group.put(self._arrived(group))
             if self._ahead.get(group.part):
                 self._send_for_next(group)
@@ -128,6 +131,11 @@ class Executor:
             idle = other.loaded and other.users == 0
             if idle and other.part in self._staged and group_of(other.part) != group_of(group.part):
                 other.drop()
+
+    def _enter(self, stage: str) -> None:
+        if stage != self._stage:  # what the last one freed
+            self._stage = stage
+            give_back()
 
     def _arrived(self, group: Group) -> dict[str, Tensor]:
         """The group's weights: those on their way, or fetched now. Others on their way are let go."""
@@ -176,6 +184,9 @@ class Executor:
             for group in self._groups:
                 if group.loaded and group.users == 0:
                     group.drop()
+            if self._groups:
+                self._stage = None
+                give_back()
 
     def close(self) -> None:
         """Give everything back, now or when the last drawing ends. Closing twice is harmless."""
