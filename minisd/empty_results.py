@@ -21,6 +21,10 @@ def like(x: Tensor, *_: object, **__: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x if inplace else x.new_empty(x.shape)
+
+
 def broadcast(a: Tensor, b: Tensor | float) -> Tensor:
     """Two operands of any shapes that go together, or a tensor and a number."""
     if not isinstance(b, Tensor):
@@ -87,7 +91,7 @@ RULES: Mapping[Any, Callable[..., Tensor]] = {
     F.interpolate: interpolate,
     F.group_norm: like,
     F.layer_norm: like,
-    F.silu: like,
+    F.silu: silu,
     F.gelu: like,
     torch.sigmoid: like,
     Tensor.add: broadcast,

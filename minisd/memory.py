@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from minisd.config import TextConfig, UNetConfig, VAEConfig
 from minisd.empty_results import RULES
 from minisd.models.clip import TextEncoder
+from minisd.models.conv import beside
 from minisd.models.quantised import quantised
 from minisd.models.transformer import CrossAttention
 from minisd.models.unet import UNet
@@ -34,8 +35,7 @@ COUNTED = ("sliced", "reference")  # attention that makes its scores out of plai
 class Tally(TorchFunctionMode):
     """Counts the bytes of tensors that live at the same time. `peak` is the most there were.
 
-    owned: tensors that are not counted (weights). reorders: convolutions copy what they read (measured:
-    pixels and weight, not the result).
+    owned: tensors that are not counted (weights). reorders: convolutions copy what they read.
     """
 
     def __init__(self, owned: list[Tensor], reorders: bool) -> None:
@@ -48,9 +48,7 @@ class Tally(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = RULES.get(func, func)(*args, **(kwargs or {}))
-        extra = 0
-        if func is torch.conv2d and self.reorders and args[1].shape[-1] > 1:
-            extra = args[0].nbytes + args[1].nbytes
+        extra = beside(args[0], args[1]) if func is torch.conv2d and self.reorders else 0
         for t in out if isinstance(out, tuple | list) else (out,):
             if isinstance(t, Tensor):
                 self._count(t)

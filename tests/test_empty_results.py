@@ -35,6 +35,7 @@ CALLS = [
     (F.group_norm, [rand(2, 8, 3, 3), 4], {}),
     (F.layer_norm, [rand(2, 8), (8,)], {}),
     (F.silu, [rand(2, 3)], {}),
+    (F.silu, [rand(2, 3)], {"inplace": True}),
     (F.gelu, [rand(2, 3, dtype=B)], {}),
     (torch.sigmoid, [rand(2, 3)], {}),
     (torch.Tensor.add, [rand(2, 3, 1, 1), rand(4, 5)], {}),

@@ -13,7 +13,7 @@ def group_norm_silu(
 ) -> Tensor:
     """b c h w -> b c h w."""
     out = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(out) if silu else out
+    return F.silu(out, inplace=True) if silu else out
 
 
 def layer_norm(

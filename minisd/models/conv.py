@@ -18,6 +18,8 @@ from torch import Tensor, nn
 Wrap = tuple[bool, bool]  # whether a picture goes on at its opposite edge: down, across
 NO_WRAP: Wrap = (False, False)
 LONG = 1920  # channels: matrix products over no more of them give the same bits on any number of threads
+STRIP = 2**26  # bytes of pixels that oneDNN is given at a time where there are more than HUGE
+HUGE = 2**28
 SMALL = 20480  # elements: below, torch does not give a single image to oneDNN but multiplies matrices itself
 
 
@@ -79,6 +81,23 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """b c h w -> b c' h' w'."""
+    more = weight, bias, stride, padding, dilation, groups
+    plain = tuple(stride) == tuple(padding) == tuple(dilation) == (1, 1) and weight.shape[2:] == (3, 3)
+    if x.nbytes > HUGE and x.device.type == "cpu" and plain:
+        return in_strips(lambda part: taken_whole(part, *more), x, len(weight))
+    return taken_whole(x, *more)
+
+
+def taken_whole(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """conv2d in one call."""
     if (
         x.shape[0] == 1
         and x.dtype == torch.float32
@@ -88,6 +107,26 @@ def conv2d(
     ):
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def in_strips(conv: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
+    """conv(x), a 3x3 convolution padded by 1, some rows at a time: the same bits (measured, and tested)."""
+    height = x.shape[2]
+    rows = max(1, height * STRIP // x.nbytes)
+    out = x.new_empty(x.shape[0], channels, *x.shape[2:])
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        top, bottom = max(start - 1, 0), min(stop + 1, height)
+        out[:, :, start:stop] = conv(x[:, :, top:bottom])[:, :, start - top : stop - top]
+    return out
+
+
+def beside(x: Tensor, weight: Tensor) -> int:
+    """Bytes that a convolution on a CPU takes beside its operands and its result (measured): oneDNN's copies
+    of what it reads, in a layout of its own."""
+    if weight.shape[-1] == 1:
+        return 0
+    return weight.nbytes + (x.nbytes if x.nbytes <= HUGE else 3 * STRIP)
 
 
 def parts_of(channels: int) -> list[slice]:
