@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from minisd.heap import give_back
+from minisd.freed_memory import give_back
 from minisd.residency import all_tensors, pieces
 from minisd.wishes import Residency, group_of
 

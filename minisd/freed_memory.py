@@ -1,9 +1,10 @@
-"""Memory that is freed stays with the program, for the next layer: an option for drawing on a CPU.
+"""Memory that is freed: back to the system when a network has gone, or, as an option for drawing on a CPU,
+kept for the next layer.
 
 glibc gives large freed buffers back to the system and asks for them again at the next layer, and the system
 hands each page out anew, filled with zeros. Kept, they cost no such page faults. It changes no bit.
 
-This sets something of the whole process, for as long as it runs; so nothing here happens unless it is called
+Keeping sets something of the whole process, for as long as it runs; so it happens only where it is called
 for: by an application, once and before it loads a model, or by `--keep-freed-memory` on the command line.
 """
 
@@ -36,6 +37,13 @@ def keep_freed_memory() -> None:
     if not all(libc.mallopt(what, value) == 1 for what, value in settings):
         raise PlanError("freed memory cannot be kept: glibc refuses the setting; leave it out")
     kept = True
+
+
+def give_back() -> None:
+    """Free memory goes to the system, unless it is to be kept. glibc holds on to holes between what is in
+    use, and networks that come and go leave gigabytes of them; with another C library this does nothing."""
+    if not kept and why_not() is None:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def why_not() -> str | None:

@@ -98,3 +98,35 @@ def test_another_allocator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlanError, match="this is darwin; leave it out"):
         keep_freed_memory()
     assert not freed_memory.kept
+
+
+HOLES = """
+import torch
+import minisd.freed_memory
+from minisd.freed_memory import give_back
+
+def resident():
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+
+first = torch.ones(30 * 2**20, dtype=torch.uint8)
+del first  # from now on glibc keeps what is smaller in its heap
+parts = [torch.ones(2**20, dtype=torch.uint8) for _ in range(300)]
+kept = parts[1::2]
+del parts
+held = resident()
+minisd.freed_memory.kept = True
+give_back()
+print(held - resident())
+minisd.freed_memory.kept = False
+give_back()
+print(held - resident(), sum(int(x.sum()) for x in kept) == 150 * 2**20)
+"""
+
+
+@linux
+def test_holes_between_what_is_in_use_go_back_to_the_system() -> None:
+    """Oracle: 150 MB in 150 holes, of which at least 100 are given back, unless they are to be kept; what is
+    in use stays as it is."""
+    kept, given, same = run("-c", HOLES).split()
+    assert int(kept) < 10 and int(given) >= 100 and same == "True"
