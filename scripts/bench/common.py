@@ -14,6 +14,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from scripts import plot_bench
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,4 +91,6 @@ def record(name: str, figures: dict[str, object]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+    if name.startswith(("cpu-sd15-", "memory-")):  # what docs/speed.svg shows
+        plot_bench.main([])
     return path
