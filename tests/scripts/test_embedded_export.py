@@ -4,6 +4,7 @@ written, within the stored types' rounding."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,22 +73,21 @@ def begun(exported: Path, folder: Path, seconds: float, steps: int) -> tuple[exp
     return found, LatentPool([picture], torch.zeros(1, 4, 16, 16).half(), found.scale_factor)
 
 
+def train(
+    run: Run, pool: LatentPool, recipe: DiffusionRecipe, look: Callable[..., None] | None = None
+) -> None:
+    even = torch.ones(1, dtype=torch.float64)
+    train_diffusion(run, pool, even, (APPLE,), WORDS, TrainingSchedule(), recipe, look=look)
+
+
 def test_training_goes_on_from_an_exported_file(
     written: tuple[Path, dict[str, dict[str, torch.Tensor]]], tmp_path: Path
 ) -> None:
     found, pool = begun(written[0], tmp_path, TOLD["minutes"] * 60, 7000)
     run = Run(tmp_path, "diffusion", TOLD["minutes"] + 0.02, look_every=0.0)
     shown: list[bool] = []
-    train_diffusion(
-        run,
-        pool,
-        torch.ones(1, dtype=torch.float64),
-        (APPLE,),
-        WORDS,
-        TrainingSchedule(),
-        DiffusionRecipe(batch=2, lr=1e-2, log_every=1),
-        look=lambda text, unet: shown.append(text is not unet),
-    )
+    recipe = DiffusionRecipe(batch=2, lr=1e-2, log_every=1)
+    train(run, pool, recipe, look=lambda text, unet: shown.append(text is not unet))
     saved = torch.load(run.checkpoint, weights_only=True)
     steps = saved["step"] - 7000
     assert steps > 0 and saved["seen"] == 224 + 2 * steps and saved["elapsed"] > 60
@@ -113,15 +113,7 @@ def test_the_first_line_of_a_log_is_the_mean_of_its_own_steps(
     _, pool = begun(written[0], tmp_path, 60.0, 7001)
     monkeypatch.setattr(diffusion, "loss_of", lambda text, unet, *_: 0 * unet.out[2].bias.sum() + 0.5)
     run = Run(tmp_path, "diffusion", 1.03)
-    train_diffusion(
-        run,
-        pool,
-        torch.ones(1, dtype=torch.float64),
-        (APPLE,),
-        WORDS,
-        TrainingSchedule(),
-        DiffusionRecipe(batch=2, log_every=2),
-    )
+    train(run, pool, DiffusionRecipe(batch=2, log_every=2))
     rows = [json.loads(line) for line in run.log_path.read_text("utf-8").splitlines()]
     assert rows[0]["step"] == 7002 and rows[0]["loss"] == 0.5
 
