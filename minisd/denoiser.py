@@ -135,27 +135,36 @@ class Denoiser:
 
     def denoise(self) -> Callable[[Tensor, float], Tensor]:
         """A fresh `denoise(x, sigma) -> denoised` for one run over x [b c h w]."""
-        both = self.denoise_both()
-        return lambda x, sigma: both(x, sigma)[0]
+        answers = self.answers(both=False)
+        return lambda x, sigma: answers(x, sigma)[0]
 
     def denoise_both(self) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
-        """The same, returning (guided, unconditional); what CFG++ solvers take. APG's running average lives
-        in the closure, and so does what shortcuts keep."""
+        """The same, returning (guided, unconditional); what CFG++ solvers take."""
+        return self.answers(both=True)
+
+    def answers(self, *, both: bool) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
+        """(guided, unconditional) for one run; where not both are asked for, anything may stand in the second
+        place. APG's running average lives in the closure, and so does what shortcuts keep."""
         averages: dict[int, Tensor | None] = {}
         memory = Memory(self.shortcuts) if self.shortcuts.recalls else None
 
         def call(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-            now = replace(self.at(sigma), memory=memory)
+            now = self.at(sigma)
+            if memory is not None:
+                now = replace(now, memory=memory)
             if self.batching.images:
-                guided, uncond, averages[0] = now.predict(x, sigma, self.concat, averages.get(0))
+                guided, uncond, averages[0] = now.predict(x, sigma, self.concat, averages.get(0), both)
                 return guided, uncond
             rows = []
             for i in range(len(x)):
                 extra = None if self.concat is None else self.concat[i : i + 1]
-                one = replace(now, image=i)
-                guided, uncond, averages[i] = one.predict(x[i : i + 1], sigma, extra, averages.get(i))
+                one = now if memory is None else replace(now, image=i)
+                guided, uncond, averages[i] = one.predict(x[i : i + 1], sigma, extra, averages.get(i), both)
                 rows.append((guided, uncond))
-            return torch.cat([g for g, _ in rows]), torch.cat([u for _, u in rows])
+            if len(rows) == 1:
+                return rows[0]
+            guided = torch.cat([g for g, _ in rows])
+            return guided, torch.cat([u for _, u in rows]) if both else guided
 
         return call
 
@@ -188,10 +197,10 @@ class Denoiser:
         )
 
     def predict(
-        self, x: Tensor, sigma: float, extra: Tensor | None, average: Tensor | None
+        self, x: Tensor, sigma: float, extra: Tensor | None, average: Tensor | None, both: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(guided, unconditional, APG's average) for the images x; where guidance does not act, both are the
-        conditional one."""
+        conditional one. both: whether anybody asks for the second."""
         rule = self.guidance
         acts = active(sigma, self.sigmas, rule.start, rule.end)
         maps: list[Tensor] = []
@@ -227,33 +236,40 @@ class Denoiser:
                     own = weighted(outs, [w for _, w in area.conds(1)], out_u, 1.0)
                 out_c = out_c + area.share * own
             out_u = out_c if alone else out_u
+        guides = acts and (rule.scale != 1.0 or two_scales)
+        guided = self.combined(out_c, out_u, x, sigma, extra) if guides and not rule.projected else None
+        if guided is not None and not both and not rule.compares:
+            return guided, guided, average
         cond = denoised_from(out_c, x, sigma, self.prediction)
         uncond = cond if out_u is out_c else denoised_from(out_u, x, sigma, self.prediction)
-        if not acts or (rule.scale == 1.0 and not two_scales):
+        if not guides:
             guided = cond
-        elif rule.projected:
+        elif guided is None:
             guided, average = projected(cond, uncond, rule, average)
             if rule.rescale > 0:  # APG works on pictures: theirs is the deviation that is brought back
                 guided = rescaled(guided, cond, rule.rescale)
-        elif self.combined_by != "torch" and rule.rescale == 0 and self.image_scale is None:
-            keep, add = linear_in(sigma, self.prediction)
-            numbers = rule.scale, keep, add, 1.0
-            guided, _ = fused.guidance(out_c, out_u, x, *numbers, implementation=self.combined_by)
-        else:
-            if self.image_scale is None or extra is None:
-                output = cfg(out_c, out_u, rule.scale)
-            else:
-                blank = torch.zeros_like(extra)
-                neither = self.call(x, sigma, blank, [self.uncond], role="neither")
-                output = instruct(out_c, out_u, neither, rule.scale, self.image_scale)
-            if rule.rescale > 0:
-                output = rescaled(output, out_c, rule.rescale)
-            guided = denoised_from(output, x, sigma, self.prediction)
         if rule.mimic_scale > 0 and acts and rule.scale != 1.0:
             guided = thresholded(cond, uncond, guided, rule)
         if acts:
             guided = self.further(x, sigma, extra, guided, cond, uncond, maps)
         return guided, uncond, average
+
+    def combined(self, out_c: Tensor, out_u: Tensor, x: Tensor, sigma: float, extra: Tensor | None) -> Tensor:
+        """The guided picture of the network's conditional and unconditional outputs, by CFG."""
+        rule = self.guidance
+        if self.combined_by != "torch" and rule.rescale == 0 and self.image_scale is None:
+            keep, add = linear_in(sigma, self.prediction)
+            numbers = rule.scale, keep, add, 1.0
+            return fused.guidance(out_c, out_u, x, *numbers, implementation=self.combined_by)[0]
+        if self.image_scale is None or extra is None:
+            output = cfg(out_c, out_u, rule.scale)
+        else:
+            blank = torch.zeros_like(extra)
+            neither = self.call(x, sigma, blank, [self.uncond], role="neither")
+            output = instruct(out_c, out_u, neither, rule.scale, self.image_scale)
+        if rule.rescale > 0:
+            output = rescaled(output, out_c, rule.rescale)
+        return denoised_from(output, x, sigma, self.prediction)
 
     def further(
         self,

@@ -54,6 +54,11 @@ class Guidance:
         return self.apg_eta != 1.0 or self.apg_norm > 0.0 or self.apg_momentum != 0.0
 
     @property
+    def compares(self) -> bool:
+        """Whether a rule looks at the conditional or the unconditional picture once they are combined."""
+        return max(self.mimic_scale, self.pag_scale, self.sag_scale, self.slg_scale) > 0.0
+
+    @property
     def needs_uncond(self) -> bool:
         return self.scale != 1.0 or self.sag_scale > 0.0
 

@@ -37,7 +37,9 @@ COND, UNCOND = (Conditioning(normal(1, 77, CONFIG.context_dim, seed=s), None, 1,
 X = normal(2, 4, 16, 8, seed=3) * 3.2  # what a latent is like at SIGMA
 
 
-def denoiser(calls: list[int] | None = None, *, together: bool = False, **rules: Any) -> Denoiser:
+def denoiser(
+    calls: list[int] | None = None, *, together: bool = False, always_uncond: bool = False, **rules: Any
+) -> Denoiser:
     def count() -> None:
         if calls is not None:
             calls.append(1)
@@ -53,6 +55,7 @@ def denoiser(calls: list[int] | None = None, *, together: bool = False, **rules:
         dtype=torch.float64,
         sigmas=SIGMAS,
         check=count,
+        always_uncond=always_uncond,
     )
 
 
@@ -270,6 +273,38 @@ def test_blur() -> None:
         for j in range(9):
             wanted += taps[i] * taps[j] * padded[:, i : i + 12, j : j + 10]
     close(gaussian_blur(x, 1.3)[0], torch.from_numpy(wanted), 1e-14)
+
+
+RULES: list[dict[str, Any]] = [
+    {"scale": 1.0},
+    {"scale": 7.0},
+    {"scale": 7.0, "end": 0.25},
+    {"scale": 7.0, "rescale": 0.7},
+    {"scale": 7.0, "apg_eta": 0.2, "apg_norm": 2.5},
+    {"scale": 7.0, "mimic_scale": 3.0},
+    {"scale": 7.0, "pag_scale": 2.0},
+    {"scale": 1.0, "slg_scale": 2.0},
+    {"scale": 7.0, "sag_scale": 0.7},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_nobody_asks_for_changes_nothing(rules: dict[str, Any], rows: int) -> None:
+    """Oracle: bits of the guided picture of `denoise_both`, whose second is the unconditional one wherever
+    that is predicted. Inverse: a rule that compares pictures and does not say so gives other bits."""
+    with torch.inference_mode():
+        guided = denoiser(**rules).denoise()(X[:rows], SIGMA)
+        wanted, second = denoiser(always_uncond=True, **rules).denoise_both()(X[:rows], SIGMA)
+        assert torch.equal(guided, wanted)
+        if rows == 2:
+            close(second, picture(eps(X, UNCOND)))
+        patch = pytest.MonkeyPatch()
+        with patch.context() as inside:
+            inside.setattr(Guidance, "compares", False)
+            silent = denoiser(**rules).denoise()(X[:rows], SIGMA)
+        compares = Guidance(**rules).compares and rules["scale"] != 1.0
+        assert torch.equal(silent, guided) != compares
 
 
 def test_several_prompts() -> None:
